@@ -1,0 +1,80 @@
+"""The calls that differ between the supported versions of the libraries, each behind one function.
+
+Supported: transformers 5.15 to 5.23, torch 2.9 and later.  `tests/test_compat.py` checks the
+signatures that the course relies on against what is installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warning after a fork
+
+
+def quiet() -> None:
+    """Silence messages that say nothing to a learner (deprecations inside the libraries)."""
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated.*")
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
+    # bitsandbytes looks for an optional inference kernel at import and warns where it is absent.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Switch off transformers' own progress bars (loading, saving) inside the block."""
+    from transformers.utils import logging as hf_logging
+
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
+
+
+def training_arguments(**wanted: Any):
+    """`TrainingArguments` from today's names; what an older release calls otherwise is renamed."""
+    from transformers import TrainingArguments
+
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    strategy = wanted.pop("train_sampling_strategy", None)
+    if "train_sampling_strategy" in known:  # from 5.17
+        wanted["train_sampling_strategy"] = strategy or "random"
+    elif strategy == "group_by_length":
+        wanted["group_by_length"] = True
+    return TrainingArguments(**wanted)
+
+
+def enable_checkpointing(model: Any) -> None:
+    """Recompute activations in the backward pass instead of keeping them (non-reentrant)."""
+    keywords = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):  # from 5.23
+        model.activation_checkpointing_enable(keywords)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=keywords)
+
+
+def disable_checkpointing(model: Any) -> None:
+    """Undo `enable_checkpointing`."""
+    if hasattr(model, "activation_checkpointing_disable"):
+        model.activation_checkpointing_disable()
+    else:
+        model.gradient_checkpointing_disable()
+
+
+def chat_text(
+    tokenizer: Any, messages: list[dict[str, str]], *, add_generation_prompt: bool
+) -> str:
+    """The conversation as one string in the tokenizer's own chat template."""
+    return tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=add_generation_prompt
+    )

@@ -1,0 +1,221 @@
+"""What a model can do: answers, task scores with an interval, held-out loss, side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from . import scoring
+from .data import Conversation, Message
+from .encoding import batches, encode, parse_prompt, render
+from .errors import CourseError
+from .loss import mean_loss
+
+Progress = Callable[[int, int], None]  # (answers done, answers in all)
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | Sequence[Message]],
+    *,
+    max_new_tokens: int = 64,
+    batch_size: int = 32,
+    temperature: float | None = None,
+    seed: int | None = None,
+    progress: Progress | None = None,
+) -> list[str]:
+    """The model's answers, in the prompts' order, without prompt and special tokens.
+
+    A prompt is a question or a conversation that ends where the answer should begin.
+    temperature: None picks the likeliest token each time (repeatable), else samples.
+    max_new_tokens: per answer; the prompt does not count.
+    """
+    if seed is not None:
+        torch.manual_seed(seed)
+    texts = [_asked(prompt, tokenizer) for prompt in prompts]
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))  # long with long: less padding
+    answers = [""] * len(texts)
+    was_training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(order), batch_size):
+            members = order[start : start + batch_size]
+            batch = _left_padded([texts[i] for i in members], tokenizer, model)
+            produced = _generate(model, tokenizer, batch, max_new_tokens, temperature)
+            for i, tokens in zip(members, produced, strict=True):
+                answers[i] = tokenizer.decode(tokens, skip_special_tokens=True).strip()
+            if progress:
+                progress(min(start + batch_size, len(order)), len(order))
+    finally:
+        model.train(was_training)
+    return answers
+
+
+def _asked(prompt: str | Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str:
+    messages = parse_prompt(prompt) if isinstance(prompt, str) else list(prompt)
+    if not messages:
+        raise CourseError("An empty conversation cannot be answered: give it a user message.")
+    return render(messages, tokenizer, ask=True)
+
+
+def _left_padded(texts, tokenizer, model) -> dict[str, torch.Tensor]:
+    """[batch, longest] ids and mask; on the left, so that every prompt ends where answers begin."""
+    special = not tokenizer.chat_template
+    rows = [tokenizer(text, add_special_tokens=special)["input_ids"] for text in texts]
+    longest = max(map(len, rows))
+    pad = tokenizer.pad_token_id or 0
+    place = next(model.parameters()).device
+    return {
+        "input_ids": torch.tensor([[pad] * (longest - len(r)) + r for r in rows], device=place),
+        "attention_mask": torch.tensor(
+            [[0] * (longest - len(r)) + [1] * len(r) for r in rows], device=place
+        ),
+    }
+
+
+def _generate(model, tokenizer, batch, max_new_tokens, temperature) -> torch.Tensor:
+    sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None}
+    if temperature:
+        sampling = {"do_sample": True, "temperature": temperature}
+    with _computing(model):
+        output = model.generate(
+            **batch,
+            **sampling,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=_stops(model, tokenizer),
+            pad_token_id=tokenizer.pad_token_id or 0,
+            use_cache=True,
+        )
+    return output[:, batch["input_ids"].shape[1] :]
+
+
+def _stops(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    own = model.generation_config.eos_token_id
+    own = own if isinstance(own, list) else [own]
+    return sorted({i for i in [*own, tokenizer.eos_token_id] if i is not None})
+
+
+def _computing(model: nn.Module) -> Any:
+    """Autocast where a short base carries an fp32 adapter; else nothing."""
+    first = next(model.parameters())
+    if isinstance(model, PeftModel) and first.dtype in (torch.bfloat16, torch.float16):
+        return torch.autocast(first.device.type, first.dtype)
+    return contextlib.nullcontext()
+
+
+# ---------------------------------------------------------------------------------- scores
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One graded answer; `score` between 0 and 1."""
+
+    question: str
+    expected: str
+    answer: str
+    score: float
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Graded answers of one model on one set of held-out questions."""
+
+    answers: list[Answer] = field(default_factory=list)
+
+    @property
+    def value(self) -> float:
+        """Mean over the answers, between 0 and 1."""
+        return sum(a.score for a in self.answers) / len(self.answers)
+
+    @property
+    def by_kind(self) -> dict[str, float]:
+        """Mean per kind of task."""
+        kinds = defaultdict(list)
+        for answer in self.answers:
+            kinds[answer.kind].append(answer.score)
+        return {kind: sum(scores) / len(scores) for kind, scores in sorted(kinds.items())}
+
+    def interval(
+        self, level: float = 0.95, draws: int = 2000, seed: int = 0
+    ) -> tuple[float, float]:
+        """Bootstrap percentile interval of the mean (Efron 1979): answers redrawn with repeats."""
+        scores, rng = [a.score for a in self.answers], random.Random(seed)
+        means = sorted(sum(rng.choices(scores, k=len(scores))) / len(scores) for _ in range(draws))
+        cut = int((1 - level) / 2 * draws)
+        return means[cut], means[-cut - 1]
+
+    def __str__(self) -> str:
+        low, high = self.interval()
+        return (
+            f"{100 * self.value:.1f} % of {len(self.answers)} "
+            f"(95 % interval {100 * low:.0f} to {100 * high:.0f})"
+        )
+
+
+def score(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Conversation],
+    **options: Any,
+) -> Score:
+    """Ask every conversation's prompt and grade the answers; `options` go to `generate`."""
+    if not conversations:
+        raise CourseError("There is nothing to score: the list of conversations is empty.")
+    answers = generate(model, tokenizer, [c.prompt for c in conversations], **options)
+    grades = [scoring.grade(a, c) for a, c in zip(answers, conversations, strict=True)]
+    return Score(
+        [
+            Answer(question(c), c.answer, a, g, c.info.get("kind", ""))
+            for c, a, g in zip(conversations, answers, grades, strict=True)
+        ]
+    )
+
+
+def question(conversation: Conversation) -> str:
+    """What the user asks last."""
+    return conversation.prompt[-1]["content"] if conversation.prompt else ""
+
+
+def held_out_loss(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Conversation],
+    *,
+    max_length: int = 512,
+    batch_size: int = 8,
+) -> float:
+    """Loss per answer token (nats) on conversations that were not trained on."""
+    encoded = encode(conversations, tokenizer, max_length=max_length)
+    rows = batches(encoded, batch_size, tokenizer.pad_token_id or 0)
+    return mean_loss(model, rows, autocast=functools.partial(_computing, model))
+
+
+def side_by_side(before: Score, after: Score, count: int = 5) -> list[dict[str, Any]]:
+    """The first `count` questions with both answers, as rows for `display.side_by_side`."""
+    if [a.question for a in before.answers] != [a.question for a in after.answers]:
+        raise CourseError("The two scores are of different questions: score the same list twice.")
+    pairs = list(zip(before.answers, after.answers, strict=True))[:count]
+    return [
+        {
+            "question": b.question,
+            "expected": b.expected,
+            "before": b.answer,
+            "after": a.answer,
+            "ok_before": b.score == 1,
+            "ok_after": a.score == 1,
+        }
+        for b, a in pairs
+    ]

@@ -1,0 +1,146 @@
+"""The loss of fine-tuning, computed only where there is a label.
+
+A causal language model turns every hidden state into `vocabulary` logits, and the usual loss then
+throws away those at prompt and padding positions.  With a 49,152-word vocabulary that is the
+largest product and the largest tensor of a small model's step.  Here the hidden states are
+gathered first: logits are made for answer tokens alone, and in chunks, so that their memory does
+not grow with the batch.  The value and the gradients are those of the plain loss.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import types
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_outputs import CausalLMOutput
+
+from .errors import CourseError
+from .models import output_layer
+
+IGNORE = -100  # the label that stands for "no loss here", as in torch's cross_entropy
+CHUNK_BYTES = 2**28  # the largest fp32 logits held at once: 256 MiB
+
+
+def answer_loss(
+    hidden: Tensor,
+    labels: Tensor,
+    head: nn.Module,
+    *,
+    count: Tensor | int | None = None,
+    finish: Any = None,
+) -> Tensor:
+    """Mean cross-entropy of the next token over labelled positions, in nats.
+
+    hidden: [batch, length, width], the decoder's last hidden states.
+    labels: [batch, length], `IGNORE` where no loss is wanted; shifted here, so that the state at
+    position i is scored against the label at i + 1.
+    head: the output layer.  count: labels to divide by (a whole accumulated batch's, so that
+    accumulation equals the large batch); default those seen here.
+    finish: what the model does to its logits after the head (soft-capping, scaling), or None.
+    """
+    wanted = labels[:, 1:]
+    keep = wanted != IGNORE
+    states, targets = hidden[:, :-1][keep], wanted[keep]
+    divisor = targets.numel() if count is None else count
+
+    def summed(states: Tensor, targets: Tensor) -> Tensor:
+        logits = head(states)
+        logits = logits if finish is None else finish(logits)
+        return F.cross_entropy(logits.float(), targets, reduction="sum")
+
+    rows = max(1, CHUNK_BYTES // (4 * _vocabulary(head)))
+    if len(targets) <= rows:
+        return summed(states, targets) / divisor
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for start in range(0, len(targets), rows):
+        part = slice(start, start + rows)
+        # checkpoint: a chunk's logits are made again in the backward pass instead of kept
+        total = total + checkpoint(summed, states[part], targets[part], use_reentrant=False)
+    return total / divisor
+
+
+def _vocabulary(head: nn.Module) -> int:
+    return int(getattr(head, "out_features", 0) or head.weight.shape[0])
+
+
+def logits_finish(config: Any) -> Any:
+    """What some families do to the logits after the head, as a function, or None.
+
+    Gemma soft-caps them, Cohere multiplies and Granite divides them by a constant.
+    """
+    cap = getattr(config, "final_logit_softcapping", None)
+    factor = getattr(config, "logit_scale", None) or 1.0
+    factor = factor / (getattr(config, "logits_scaling", None) or 1.0)
+    if cap:
+        return lambda logits: torch.tanh(logits / cap) * cap
+    return None if factor == 1.0 else (lambda logits: logits * factor)
+
+
+@contextlib.contextmanager
+def answers_only(model: nn.Module) -> Iterator[None]:
+    """Inside the block, the model's forward with `labels` uses `answer_loss`.
+
+    `model` is a causal language model or a PEFT model around one.  The method sits on the base
+    model itself, so that wrappers (PEFT, DDP) stay in the path; calls without labels
+    (generation) run as before.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    decoder, head = getattr(base, base.base_model_prefix, None), output_layer(base)
+    if decoder is None or decoder is base or head is None:
+        raise CourseError(
+            f"{type(base).__name__} is no causal language model with an output layer."
+        )
+    plain, finish = base.forward, logits_finish(base.config)
+
+    def forward(self, *args: Any, labels=None, num_items_in_batch=None, **inputs: Any):
+        if labels is None:
+            return plain(*args, **inputs)
+        inputs.pop("return_dict", None)
+        hidden = decoder(*args, use_cache=False, **inputs)[0]
+        loss = answer_loss(
+            hidden, labels, output_layer(self), count=num_items_in_batch, finish=finish
+        )
+        return CausalLMOutput(loss=loss)
+
+    before = base.__dict__.get("forward")  # blocks may be nested
+    base.forward = types.MethodType(forward, base)
+    try:
+        yield
+    finally:
+        if before is None:
+            del base.forward  # the class's own method shows again
+        else:
+            base.forward = before
+
+
+@torch.no_grad()
+def mean_loss(
+    model: nn.Module, batches: Iterable[dict[str, Tensor]], *, autocast: Any = None
+) -> float:
+    """Loss per labelled token over all batches, in nats; every token weighs the same.
+
+    Averaging the batches' means instead would favour the tokens of short answers.
+    """
+    was_training, place = model.training, next(model.parameters()).device
+    model.eval()
+    total, count = 0.0, 0
+    try:
+        with answers_only(model):
+            for batch in batches:
+                batch = {name: value.to(place) for name, value in batch.items()}
+                labels = int((batch["labels"][:, 1:] != IGNORE).sum())
+                if labels:
+                    with autocast() if autocast else contextlib.nullcontext():
+                        total += float(model(**batch).loss) * labels
+                    count += labels
+    finally:
+        model.train(was_training)
+    if not count:
+        raise CourseError("There is no labelled token to evaluate on: check the data's answers.")
+    return total / count

@@ -1,0 +1,236 @@
+"""The base model by name: the embedded one, a Hub id, a folder, or random weights from a config."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from . import compat, fetch, hub
+from .errors import CourseError
+
+EMBEDDED = "smollm2"
+compat.quiet()
+
+
+def device() -> torch.device:
+    """Where training runs here: the first CUDA device, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_tokenizer(name: str | Path = EMBEDDED) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to the model `name`; it always has a padding token."""
+    tokenizer = _from_source(AutoTokenizer, name)
+    if tokenizer.pad_token_id is None:  # never read as a label: the collator masks by position
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def load(
+    name: str | Path | PretrainedConfig = EMBEDDED,
+    *,
+    dtype: torch.dtype = torch.float32,
+    quantize: bool = False,
+    on: torch.device | str | None = None,
+    seed: int = 0,
+) -> PreTrainedModel:
+    """Load a causal language model.
+
+    `name`: "smollm2" (embedded), a Hub id, a folder with safetensors weights, or a config
+    (`PretrainedConfig`, or a path to a config `.json`) for random weights drawn with `seed`.
+    `quantize=True` holds the linear layers in NF4 with double quantization (QLoRA,
+    arXiv:2305.14314, section 3) and computes in `dtype`, on a GPU and on the CPU alike.
+    Remote code is never run and pickled weights are never read.  Raises CourseError.
+    """
+    place = torch.device(on) if on is not None else device()
+    options: dict[str, Any] = {"dtype": dtype}
+    if quantize:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        options["device_map"] = {"": place}
+    config = _as_config(name)
+    if config is not None:
+        return _random_weights(config, options, place, seed)
+    with compat.without_progress_bars():
+        model = _from_source(AutoModelForCausalLM, name, use_safetensors=True, **options)
+    return _ready(model if quantize else model.to(place))
+
+
+def _random_weights(
+    config: PretrainedConfig, options: dict[str, Any], place: torch.device, seed: int
+) -> PreTrainedModel:
+    if "quantization_config" in options:
+        raise CourseError(
+            "Random weights cannot be loaded in 4 bits directly: save the model to a folder first "
+            "(`load(config).save_pretrained(folder)`) and load that folder with quantize=True."
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=options["dtype"])
+    return _ready(model.to(place))
+
+
+def _ready(model: PreTrainedModel) -> PreTrainedModel:
+    keep_4bit_trainable(model)
+    return model.eval()
+
+
+def _as_config(name: str | Path | PretrainedConfig) -> PretrainedConfig | None:
+    if isinstance(name, PretrainedConfig):
+        return name
+    if not str(name).endswith(".json"):
+        return None
+    try:
+        fields = json.loads(Path(name).read_text(encoding="utf-8"))
+        return AutoConfig.for_model(fields.pop("model_type"), **fields)
+    except (OSError, ValueError, KeyError) as error:
+        raise CourseError(
+            f"{name} is no readable model config ({error}): it must be a JSON object with at least "
+            '"model_type", as in the config.json of a model on the Hub.'
+        ) from error
+
+
+def _from_source(loader: Any, name: str | Path, **options: Any) -> Any:
+    """`loader.from_pretrained`, with one sentence instead of a traceback for what goes wrong."""
+    if name == EMBEDDED:
+        name = fetch.embedded_model()
+    local = Path(name).expanduser()
+    if not local.is_dir() and _looks_like_path(str(name)):
+        raise CourseError(f"There is no model folder {name}: check the path (now in {Path.cwd()}).")
+    if not local.is_dir() and not hub.reachable(str(name)):
+        options["local_files_only"] = True  # the Hub's cache may still hold it
+    try:
+        return loader.from_pretrained(str(name), trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise CourseError(_why_not(name, local.is_dir(), error)) from error
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
+
+
+def _why_not(name: str | Path, is_folder: bool, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "trust_remote_code" in text or "custom code" in text:
+        return (
+            f"{name} brings Python code of its own, which this course never runs: choose a model "
+            "whose architecture is part of transformers."
+        )
+    if is_folder:
+        return (
+            f"The folder {name} holds no model that can be loaded safely ({text[:200]}): it needs "
+            "config.json, the tokenizer's files and *.safetensors (pickled .bin files are refused)."
+        )
+    return (
+        f"The model {name} could not be had from the Hub (no such model, or no network): check "
+        f'both, or use the embedded model, "{EMBEDDED}", which needs neither.'
+    )
+
+
+def load_or_embedded(name: str) -> str:
+    """`name` if its config can be had here, else the embedded model's name, after saying so."""
+    try:
+        _from_source(AutoConfig, name)
+        return name
+    except CourseError as error:
+        print(f"{error} Going on with the embedded model.", file=sys.stderr)
+        return EMBEDDED
+
+
+# --------------------------------------------------------------------------- what is in a model
+
+
+def output_layer(model: nn.Module) -> nn.Module | None:
+    """The layer that maps hidden states to logits, if the model has one."""
+    get = getattr(model, "get_output_embeddings", None)
+    return get() if get else None
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Full name -> module of every layer an adapter can sit on, the output layer left out.
+
+    Covers `nn.Linear` and its 4-bit and 8-bit forms, and GPT-2's `Conv1D`.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    head = output_layer(model)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
+
+
+def target_modules(model: nn.Module, targets: str | Iterable[str] = "all-linear") -> list[str]:
+    """The layers' short names for `targets`, found in any architecture.
+
+    "all-linear": every linear layer but the output layer; "attention": those inside attention
+    blocks; or a list of short names, each of which must occur in the model.
+    """
+    layers = linear_layers(model)
+    short = sorted({name.rpartition(".")[2] for name in layers})
+    if targets == "all-linear":
+        found = short
+    elif targets == "attention":
+        inside = [n for n in layers if "att" in n.rpartition(".")[0].rpartition(".")[2].lower()]
+        found = sorted({name.rpartition(".")[2] for name in inside})
+    else:
+        found = [targets] if isinstance(targets, str) else list(targets)
+        missing = [name for name in found if name not in short]
+        if missing:
+            raise CourseError(
+                f"{type(model).__name__} has no layer called {', '.join(missing)}: its linear "
+                f"layers are {', '.join(short)}; name some of these, or use targets='all-linear'."
+            )
+    if not found:
+        raise CourseError(
+            f"No {'attention' if targets == 'attention' else 'linear'} layers were found in "
+            f"{type(model).__name__}: name them yourself, out of {', '.join(short) or 'none'}."
+        )
+    return found
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """(trainable, total) parameters; a 4-bit weight counts as the numbers it stands for.
+
+    bitsandbytes packs two 4-bit numbers into one byte, so `p.numel()` would halve the total and
+    nearly double the printed share of trainable parameters.
+    """
+    trainable = total = 0
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        count = state.shape.numel() if state is not None else parameter.numel()
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return trainable, total
+
+
+def keep_4bit_trainable(model: nn.Module) -> int:
+    """Stop bitsandbytes from repacking 4-bit weights on the CPU; returns how many layers.
+
+    On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a `Linear4bit` at its first forward in
+    eval mode without gradients, for a kernel that has no backward: a training that follows loses
+    the gradients that should flow through the base, without any error.
+    """
+    layers = [m for m in model.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = False
+    return len(layers)

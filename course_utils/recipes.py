@@ -1,0 +1,207 @@
+"""A training run written down: one frozen, validated, printable object.
+
+A recipe knows nothing of torch; it says what to do, and `training.run` does it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import CourseError
+
+METHODS = ("full", "lora", "qlora")
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit")
+SCHEDULES = ("cosine", "linear", "constant")
+# Full fine-tuning moves every weight, so it needs steps about ten times smaller than an adapter.
+DEFAULT_LEARNING_RATE = {"full": 1e-4, "lora": 1e-3, "qlora": 1e-3}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to train and how.
+
+    model: name as `models.load` takes it.  method: "full", "lora" or "qlora".
+    rank, alpha: the adapter's rank r and its scale alpha / r (with `rslora`: alpha / sqrt(r),
+    arXiv:2312.03732).  dropout: share of adapter inputs dropped.
+    targets: "all-linear", "attention", or layer names.
+    learning_rate: peak; None takes the method's default.  warmup: share of all steps.
+    batch_size: rows a step computes at once; gradient_accumulation: such batches per update.
+    epochs: passes over the data; max_steps, where given, decides instead.
+    max_length: tokens; longer rows are cut and counted.  packing: join rows without padding.
+    precision: "auto" takes the faster of bf16 and fp32 on this machine.
+    checkpointing: recompute activations in the backward pass (less memory, more time).
+    evaluate_every, save_every: in steps; None evaluates at the end only and saves no checkpoint.
+    """
+
+    model: str = "smollm2"
+    method: str = "lora"
+    rank: int = 16
+    alpha: float = 32
+    rslora: bool = False
+    dropout: float = 0.0
+    targets: str | tuple[str, ...] = "all-linear"
+    learning_rate: float | None = None
+    schedule: str = "cosine"
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    optimizer: str = "adamw"
+    batch_size: int = 8
+    gradient_accumulation: int = 1
+    epochs: float = 1.0
+    max_steps: int | None = None
+    max_length: int = 512
+    packing: bool = False
+    group_by_length: bool = True
+    precision: str = "auto"
+    checkpointing: bool = False
+    evaluate_every: int | None = None
+    save_every: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.targets, list):
+            object.__setattr__(self, "targets", tuple(self.targets))
+        if self.learning_rate is None and self.method in METHODS:
+            object.__setattr__(self, "learning_rate", DEFAULT_LEARNING_RATE[self.method])
+        problems = list(_problems(self))
+        if problems:
+            raise CourseError("This recipe cannot run: " + "; ".join(problems) + ".")
+
+    @property
+    def effective_batch(self) -> int:
+        """Rows that one optimizer step averages over."""
+        return self.batch_size * self.gradient_accumulation
+
+    @property
+    def scale(self) -> float:
+        """The factor on the adapter's output: alpha / r, or alpha / sqrt(r) for rsLoRA."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    def replace(self, **changes: Any) -> Recipe:
+        """A copy with some fields changed; unknown names are an error."""
+        return from_dict({**self.to_dict(), **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON and YAML hold them."""
+        fields = dataclasses.asdict(self)
+        fields["targets"] = self.targets if isinstance(self.targets, str) else list(self.targets)
+        return fields
+
+    def save(self, path: str | Path) -> Path:
+        """Write the recipe as YAML."""
+        path = Path(path)
+        text = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        path.write_text(text, encoding="utf-8", newline="\n")
+        return path
+
+    def __str__(self) -> str:
+        default = Recipe(method=self.method)
+        fields = [f.name for f in dataclasses.fields(self)]
+        shown = [n for n in fields if getattr(self, n) != getattr(default, n)]
+        always = ["method", "learning_rate", "batch_size", "epochs"]
+        if self.method != "full":
+            always[1:1] = ["rank", "alpha"]
+        names = always + [n for n in shown if n not in always]
+        return "Recipe(" + ", ".join(f"{n}={getattr(self, n)!r}" for n in names) + ")"
+
+
+def _problems(recipe: Recipe):
+    """Sentences, one for each field that cannot work."""
+    for name, allowed in (
+        ("method", METHODS),
+        ("precision", PRECISIONS),
+        ("optimizer", OPTIMIZERS),
+        ("schedule", SCHEDULES),
+    ):
+        if getattr(recipe, name) not in allowed:
+            yield f"{name} is {getattr(recipe, name)!r} and must be one of {', '.join(allowed)}"
+    for name in ("rank", "batch_size", "gradient_accumulation", "max_length"):
+        yield from _whole(recipe, name)
+    for name in ("max_steps", "evaluate_every", "save_every"):
+        if getattr(recipe, name) is not None:
+            yield from _whole(recipe, name)
+    for name in ("alpha", "learning_rate", "epochs", "max_grad_norm"):
+        value = getattr(recipe, name)
+        if value is not None and not (_is_number(value) and value > 0):
+            hint = ": an adapter scaled by 0 trains nothing" if name == "alpha" else ""
+            yield f"{name} is {value!r} and must be above 0{hint}"
+    for name, top in (("dropout", 1), ("warmup", 1), ("weight_decay", math.inf)):
+        value = getattr(recipe, name)
+        if not (_is_number(value) and 0 <= value < top):
+            yield f"{name} is {value!r} and must be at least 0 and below {top}"
+    if not recipe.targets:
+        yield "targets is empty: name layers, or write 'all-linear'"
+
+
+def _whole(recipe: Recipe, name: str):
+    value = getattr(recipe, name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        yield f"{name} is {value!r} and must be a whole number of at least 1"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def from_dict(fields: dict[str, Any]) -> Recipe:
+    """A recipe from plain values; for an unknown name the error suggests the right one."""
+    known = [field.name for field in dataclasses.fields(Recipe)]
+    unknown = [name for name in fields if name not in known]
+    if unknown:
+        near = difflib.get_close_matches(str(unknown[0]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}."
+        raise CourseError(f"A recipe has no field {', '.join(map(repr, unknown))}: {hint}")
+    return Recipe(**fields)
+
+
+def load(path: str | Path) -> Recipe:
+    """Read a recipe from a YAML (or JSON) file."""
+    return from_dict(read_fields(path))
+
+
+def read_fields(path: str | Path) -> dict[str, Any]:
+    """The `field: value` lines of a YAML file, not yet checked."""
+    try:
+        fields = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise CourseError(f"The recipe {path} cannot be read ({error.strerror}).") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = " ".join(str(error).split())
+        raise CourseError(f"The recipe {path} is not valid YAML: {where}") from error
+    if not isinstance(fields, dict):
+        raise CourseError(f"The recipe {path} must be a list of `field: value` lines.")
+    # YAML 1.1 reads 1e-3 (without a dot) as text
+    for name in ("learning_rate", "weight_decay", "warmup", "epochs", "alpha", "dropout"):
+        if isinstance(fields.get(name), str):
+            with contextlib.suppress(ValueError):  # what stays text, the validation names
+                fields[name] = float(fields[name])
+    return fields
+
+
+# The guide's three settings by memory, with what it takes to fit the card (checkpointing) and
+# what is safe everywhere (bf16 where the machine has it, warm-up as a share of the steps).
+RECOMMENDED_CONFIG_SMALL = Recipe(
+    method="qlora", rank=8, alpha=16, dropout=0.1, targets=("q_proj", "v_proj"),
+    learning_rate=2e-4, batch_size=2, gradient_accumulation=8, epochs=3, max_length=512,
+    checkpointing=True,
+)  # fmt: skip
+RECOMMENDED_CONFIG_MEDIUM = Recipe(
+    method="lora", rank=16, alpha=32, dropout=0.1, targets=("q_proj", "k_proj", "v_proj", "o_proj"),
+    learning_rate=3e-4, batch_size=4, gradient_accumulation=4, epochs=3, max_length=1024,
+    checkpointing=True,
+)  # fmt: skip
+RECOMMENDED_CONFIG_LARGE = Recipe(
+    method="lora", rank=32, alpha=64, dropout=0.05, targets="all-linear",
+    learning_rate=3e-4, batch_size=8, gradient_accumulation=2, epochs=3, max_length=2048,
+    checkpointing=True,
+)  # fmt: skip
