@@ -14,7 +14,14 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from .errors import CourseError
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warning after a fork
+# GNU OpenMP's threads spin while they wait for each other.  Beside any other busy program on the
+# same cores that slows a training 40-fold and more; with a short spin two trainings at once on two
+# cores take 3 times as long each, and one alone is as fast as before (benchmarks/contention.py).
+# Read when torch is loaded, so the package sets it at its own import.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def quiet() -> None:
@@ -74,7 +81,19 @@ def disable_checkpointing(model: Any) -> None:
 def chat_text(
     tokenizer: Any, messages: list[dict[str, str]], *, add_generation_prompt: bool
 ) -> str:
-    """The conversation as one string in the tokenizer's own chat template."""
-    return tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=add_generation_prompt
-    )
+    """The conversation as one string in the tokenizer's own chat template.
+
+    Raises CourseError where the template refuses: some take no system message, for example.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise CourseError(
+            f"The chat template of this tokenizer refuses a conversation of the roles {roles} "
+            f"({error}): change the rows, or use another model."
+        ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -155,13 +155,37 @@ def encode_one(
     if not tokenizer.is_fast:
         raise CourseError("This tokenizer cannot say where its tokens stand: a fast one is needed.")
     special = _is_text(messages) or not tokenizer.chat_template  # else the template writes them
-    coded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+    pieces = [(0, len(text))]
+    tokens = _tokens(text, pieces, tokenizer, special)
+    edges = {edge for span in spans for edge in span}
+    if any(a < edge < b for _, (a, b) in tokens for edge in edges):
+        # A token that is half prompt, half answer will not be there when the prompt alone is
+        # given: cut the text where the model will have to go on.
+        cuts = sorted(edges | {0, len(text)})
+        pieces = list(zip(cuts, cuts[1:], strict=False))
+        tokens = _tokens(text, pieces, tokenizer, special)
     labels = [
-        token if any(start <= a and b <= end and a < b for start, end in spans) else IGNORE
-        for token, (a, b) in zip(coded["input_ids"], coded["offset_mapping"], strict=True)
+        token if any(start <= a < b <= end for start, end in spans) else IGNORE
+        for token, (a, b) in tokens
     ]
     labels[:1] = [IGNORE]
-    return {"input_ids": list(coded["input_ids"]), "labels": labels}
+    return {"input_ids": [token for token, _ in tokens], "labels": labels}
+
+
+def _tokens(
+    text: str, pieces: list[Span], tokenizer: PreTrainedTokenizerBase, special: bool
+) -> list[tuple[int, Span]]:
+    """(token id, its characters in `text`) of the pieces, each tokenized by itself."""
+    tokens = []
+    for start, end in pieces:
+        coded = tokenizer(
+            text[start:end],
+            add_special_tokens=special and start == 0,
+            return_offsets_mapping=True,
+        )
+        places = [(start + a, start + b) for a, b in coded["offset_mapping"]]
+        tokens += zip(coded["input_ids"], places, strict=True)
+    return tokens
 
 
 def encode(
@@ -194,11 +218,11 @@ def encode(
         )
     lengths = [len(row["input_ids"]) for row in rows]
     labelled = sum(label != IGNORE for row in rows for label in row["labels"])
-    count = len(rows)
-    rows = pack(rows, max_length) if packing else rows
-    return Encoded(
-        rows, EncodingReport(count, sum(lengths), labelled, max(lengths), truncated, len(rows))
+    report = EncodingReport(
+        len(rows), sum(lengths), labelled, max(lengths), truncated, sequences=len(rows)
     )
+    encoded = Encoded(rows, report)
+    return packed(encoded, max_length) if packing else encoded
 
 
 def pack(rows: Sequence[dict[str, list[int]]], max_length: int) -> list[dict[str, list[int]]]:
@@ -220,6 +244,23 @@ def pack(rows: Sequence[dict[str, list[int]]], max_length: int) -> list[dict[str
         bins[place].append(index)
         room[place] -= length
     return [_joined([rows[i] for i in members]) for members in bins]
+
+
+def packed(encoded: Encoded, max_length: int) -> Encoded:
+    """The same rows, joined by `pack`; what is packed already stays as it is."""
+    if "position_ids" in encoded[0]:
+        return encoded
+    rows = pack(encoded.rows, max_length)
+    return Encoded(rows, replace(encoded.report, sequences=len(rows)))
+
+
+def count_tokens(batch: dict[str, Tensor]) -> int:
+    """Tokens of a batch that are not padding."""
+    if "attention_mask" in batch:
+        return int(batch["attention_mask"].sum())
+    # In a packed batch each row (of two tokens at least) has the position 1 once; padding has 0s.
+    positions = batch["position_ids"]
+    return int((positions > 0).sum() + (positions == 1).sum())
 
 
 def _joined(rows: list[dict[str, list[int]]]) -> dict[str, list[int]]:
@@ -252,9 +293,9 @@ class Collator:
         }
         lengths = torch.tensor([len(row["input_ids"]) for row in rows])
         if "position_ids" in rows[0]:
-            # padding becomes one more row of its own at the end: positions from 0 again
+            # every padding token is a row of its own: position 0, seen by nothing but itself
             batch["position_ids"] = torch.tensor(
-                [r["position_ids"] + list(range(longest - len(r["position_ids"]))) for r in rows]
+                [r["position_ids"] + [0] * (longest - len(r["position_ids"])) for r in rows]
             )
         else:
             batch["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import types
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -88,21 +89,26 @@ def answers_only(model: nn.Module) -> Iterator[None]:
 
     `model` is a causal language model or a PEFT model around one.  The method sits on the base
     model itself, so that wrappers (PEFT, DDP) stay in the path; calls without labels
-    (generation) run as before.
+    (generation) run as before.  A model that makes its logits in a way unknown here keeps its own
+    loss: right, though slower.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    decoder, head = getattr(base, base.base_model_prefix, None), output_layer(base)
-    if decoder is None or decoder is base or head is None:
+    decoder = getattr(base, getattr(base, "base_model_prefix", ""), None)
+    if decoder is None or decoder is base or output_layer(base) is None:
         raise CourseError(
             f"{type(base).__name__} is no causal language model with an output layer."
         )
     plain, finish = base.forward, logits_finish(base.config)
+    known = _makes_its_logits_so(base, decoder, finish)
 
     def forward(self, *args: Any, labels=None, num_items_in_batch=None, **inputs: Any):
         if labels is None:
             return plain(*args, **inputs)
+        inputs |= {"use_cache": False}  # with a cache, packed rows would not be kept apart
+        if not known:
+            return plain(*args, labels=labels, num_items_in_batch=num_items_in_batch, **inputs)
         inputs.pop("return_dict", None)
-        hidden = decoder(*args, use_cache=False, **inputs)[0]
+        hidden = decoder(*args, **inputs)[0]
         loss = answer_loss(
             hidden, labels, output_layer(self), count=num_items_in_batch, finish=finish
         )
@@ -117,6 +123,31 @@ def answers_only(model: nn.Module) -> Iterator[None]:
             del base.forward  # the class's own method shows again
         else:
             base.forward = before
+
+
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _makes_its_logits_so(base: nn.Module, decoder: nn.Module, finish: Any) -> bool:
+    """Whether the model's own logits are `finish(head(decoder(tokens)))`; tried once, on 2 tokens.
+
+    Some families transform the states before the head, or the logits in their own way.
+    """
+    if base not in _KNOWN:
+        was_training, place = base.training, next(base.parameters()).device
+        tokens = torch.tensor([[1, 2]], device=place)
+        base.eval()
+        try:
+            ours = output_layer(base)(decoder(tokens, use_cache=False)[0])
+            ours = ours if finish is None else finish(ours)
+            own = base(tokens, use_cache=False).logits
+        finally:
+            base.train(was_training)
+        same = ours.shape == own.shape and torch.allclose(ours.float(), own.float(), 1e-3, 1e-4)
+        # a mixture of experts may add a loss of its router to that of the answers
+        _KNOWN[base] = same and not getattr(base.config, "output_router_logits", False)
+    return _KNOWN[base]
 
 
 @torch.no_grad()

@@ -179,33 +179,42 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def target_modules(model: nn.Module, targets: str | Iterable[str] = "all-linear") -> list[str]:
-    """The layers' short names for `targets`, found in any architecture.
+def target_layers(model: nn.Module, targets: str | Iterable[str] = "all-linear") -> list[str]:
+    """The full names of the layers that `targets` means, found in any architecture.
 
     "all-linear": every linear layer but the output layer; "attention": those inside attention
-    blocks; or a list of short names, each of which must occur in the model.
+    blocks; or short names such as "q_proj", each of which must occur in the model.
     """
-    layers = linear_layers(model)
-    short = sorted({name.rpartition(".")[2] for name in layers})
+    layers = list(linear_layers(model))
+    short = sorted({_short(name) for name in layers})
     if targets == "all-linear":
-        found = short
+        found = layers
     elif targets == "attention":
-        inside = [n for n in layers if "att" in n.rpartition(".")[0].rpartition(".")[2].lower()]
-        found = sorted({name.rpartition(".")[2] for name in inside})
+        found = [name for name in layers if "att" in name.rpartition(".")[0].lower()]
     else:
-        found = [targets] if isinstance(targets, str) else list(targets)
-        missing = [name for name in found if name not in short]
+        wanted = [targets] if isinstance(targets, str) else list(targets)
+        missing = [name for name in wanted if name not in short]
         if missing:
             raise CourseError(
                 f"{type(model).__name__} has no layer called {', '.join(missing)}: its linear "
                 f"layers are {', '.join(short)}; name some of these, or use targets='all-linear'."
             )
+        found = [name for name in layers if _short(name) in wanted]
     if not found:
         raise CourseError(
             f"No {'attention' if targets == 'attention' else 'linear'} layers were found in "
             f"{type(model).__name__}: name them yourself, out of {', '.join(short) or 'none'}."
         )
     return found
+
+
+def target_modules(model: nn.Module, targets: str | Iterable[str] = "all-linear") -> list[str]:
+    """The short names of `target_layers`, each once: "q_proj" for all layers that end so."""
+    return sorted({_short(name) for name in target_layers(model, targets)})
+
+
+def _short(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
@@ -228,9 +237,17 @@ def keep_4bit_trainable(model: nn.Module) -> int:
 
     On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a `Linear4bit` at its first forward in
     eval mode without gradients, for a kernel that has no backward: a training that follows loses
-    the gradients that should flow through the base, without any error.
+    the gradients that should flow through the base, without any error.  Raises CourseError where
+    that has happened already.
     """
     layers = [m for m in model.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
     for layer in layers:
+        state = getattr(layer.weight, "quant_state", None)
+        if getattr(state, "packing_format_for_cpu", False):
+            raise CourseError(
+                "This 4-bit model was used for inference before, and bitsandbytes then repacked "
+                "its weights in a form that passes no gradients on: load it again with "
+                "models.load(..., quantize=True), which prevents that."
+            )
         layer.support_avx512bf16_for_cpu = False
     return len(layers)

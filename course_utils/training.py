@@ -31,7 +31,7 @@ from transformers import (
 
 from . import compat, models, recipes
 from .data import Conversation
-from .encoding import IGNORE, Collator, Encoded, batches, encode
+from .encoding import IGNORE, Collator, Encoded, batches, count_tokens, encode, packed
 from .errors import CourseError
 from .loss import answers_only, mean_loss
 from .memory import MemoryMeter, current_gib, device_name
@@ -45,6 +45,7 @@ OPTIMIZERS = {
 }
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 HUB_NAMES = {models.EMBEDDED: "HuggingFaceTB/SmolLM2-135M-Instruct"}
+MAY_CHANGE = ("evaluate_every", "save_every", "checkpointing")  # between a run and its resumption
 Rows = Sequence[Conversation] | Encoded
 
 
@@ -93,6 +94,8 @@ def run(
     Raises CourseError when nothing could be learnt: no gradient, a NaN loss, an untouched adapter.
     """
     place = models.device() if model is None else next(model.parameters()).device
+    if resume is not None:
+        _check_resumable(Path(resume), recipe)
     meter = MemoryMeter(place)
     precision, why = choose_precision(recipe, place)
     tokenizer = tokenizer or models.load_tokenizer(recipe.model)
@@ -102,6 +105,7 @@ def run(
     with meter.phase("load"):
         model = model if model is not None else _load_base(recipe, precision, place)
         model = prepare(model, recipe)
+    _check_fit(model, train)
     report = _new_report(recipe, model, train, place, f"{precision} ({why})")
     folder = Path(output_dir or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{recipe.method}")
     report.output_dir = str(folder)
@@ -118,9 +122,44 @@ def run(
 
 
 def _encoded(rows: Rows, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encoded:
-    if isinstance(rows, Encoded):
-        return rows
-    return encode(rows, tokenizer, max_length=recipe.max_length, packing=recipe.packing)
+    if not isinstance(rows, Encoded):
+        return encode(rows, tokenizer, max_length=recipe.max_length, packing=recipe.packing)
+    if rows.report.longest > recipe.max_length:
+        raise CourseError(
+            f"The rows were encoded with up to {rows.report.longest} tokens and the recipe says "
+            f"max_length={recipe.max_length}: encode them with that length, or raise the recipe's."
+        )
+    return packed(rows, recipe.max_length) if recipe.packing else rows
+
+
+def _check_fit(model: nn.Module, train: Encoded) -> None:
+    """Whether this model can read these rows as they are."""
+    most = getattr(model.config, "max_position_embeddings", None)
+    if most and train.report.longest > most:
+        raise CourseError(
+            f"The longest row has {train.report.longest} tokens and this model reads at most "
+            f"{most}: set max_length={most} or less."
+        )
+    if "position_ids" in train[0]:
+        check_packing(model)
+
+
+def _check_resumable(folder: Path, recipe: Recipe) -> None:
+    """Whether `folder` is a checkpoint of a run of this recipe."""
+    if not (folder / "trainer_state.json").is_file():
+        raise CourseError(
+            f"{folder} is no checkpoint to go on from: give a folder such as "
+            "runs/NAME/checkpoint-100, which save_every or an interrupted run leaves."
+        )
+    if not (folder / "recipe.yaml").is_file():
+        return
+    then, now = recipe_of(folder).to_dict(), recipe.to_dict()
+    changed = [n for n in now if now[n] != then[n] and n not in MAY_CHANGE]
+    if changed:
+        raise CourseError(
+            f"{folder} is of a run with another {', '.join(changed)}: go on with its own recipe "
+            f"(training.recipe_of({folder.as_posix()!r})), or start anew without resume."
+        )
 
 
 def _load_base(recipe: Recipe, precision: str, place: torch.device) -> PreTrainedModel:
@@ -144,30 +183,46 @@ def prepare(model: PreTrainedModel | PeftModel, recipe: Recipe) -> PreTrainedMod
     if recipe.method == "full":
         if getattr(model, "is_loaded_in_4bit", False):
             raise CourseError("A model held in 4 bits cannot be trained in full: use 'qlora'.")
-        return model.requires_grad_(True)
+        return model.float().requires_grad_(True)  # see _load_base
     model.requires_grad_(False)
-    layers = models.linear_layers(model)
-    targets = models.target_modules(model, recipe.targets)
-    conv1d = any(
-        type(module).__name__ == "Conv1D"
-        for name, module in layers.items()
-        if name.rpartition(".")[2] in targets
-    )
+    targets = models.target_layers(model, recipe.targets)
+    conv1d = any(type(model.get_submodule(name)).__name__ == "Conv1D" for name in targets)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=recipe.rank,
         lora_alpha=recipe.alpha,
         lora_dropout=recipe.dropout,
         use_rslora=recipe.rslora,
-        target_modules=_without_head(layers, targets),
+        target_modules=targets,  # full names: a short one might be the output layer's too
         fan_in_fan_out=conv1d,  # GPT-2's Conv1D holds its weight transposed
     )
     return get_peft_model(model, config)
 
 
-def _without_head(layers: dict[str, nn.Module], targets: list[str]) -> list[str]:
-    """Full names, so that an output layer that shares a short name gets no adapter."""
-    return [name for name in layers if name.rpartition(".")[2] in targets]
+@torch.no_grad()
+def check_packing(model: nn.Module) -> None:
+    """Raise CourseError unless this model keeps rows that share a sequence apart.
+
+    Tried with one row behind two different ones: what it says may not depend on those.  Models
+    that know no position ids (ALiBi, state spaces) would read the rows before.
+    """
+    place, was_training = next(model.parameters()).device, model.training
+    first, second = torch.arange(1, 9).view(2, 4), torch.tensor([[9, 10, 11, 12]] * 2)
+    tokens = torch.cat([first, second], dim=1).to(place)
+    positions = torch.arange(4, device=place).repeat(2, 2)
+    model.eval()
+    try:
+        logits = model(input_ids=tokens, position_ids=positions, use_cache=False).logits[:, 4:]
+        apart = torch.allclose(logits[0].float(), logits[1].float(), rtol=1e-3, atol=1e-3)
+    except TypeError:  # no such argument
+        apart = False
+    finally:
+        model.train(was_training)
+    if not apart:
+        raise CourseError(
+            f"{type(model).__name__} does not keep packed rows apart, so each would read the rows "
+            "before it: set packing=False."
+        )
 
 
 # ------------------------------------------------------------------------------- precision
@@ -237,7 +292,7 @@ class _AnswerTrainer(Trainer):
 
     def fit(self, resume: str | None) -> None:
         """Train, with everything that was switched on for it switched off again after."""
-        keeps_cache = self.model.config.use_cache
+        keeps_cache = getattr(self.model.config, "use_cache", None)
         casting = disable_input_dtype_casting(self.model) if self._adapts() else None
         with contextlib.ExitStack() as stack:
             stack.enter_context(answers_only(self.model))
@@ -248,8 +303,12 @@ class _AnswerTrainer(Trainer):
                 stack.callback(compat.disable_checkpointing, self.model)
             try:
                 self.train(resume_from_checkpoint=resume)
+            except BaseException as error:
+                self.report.stopped = f"stopped by {type(error).__name__}"
+                raise
             finally:
-                self.model.config.use_cache = keeps_cache
+                if keeps_cache is not None:
+                    self.model.config.use_cache = keeps_cache
                 if self.panel:
                     self.panel.finish(self.report.stopped)
 
@@ -272,9 +331,7 @@ class _AnswerTrainer(Trainer):
         return loss
 
     def _count(self, inputs: dict[str, torch.Tensor]) -> None:
-        mask = inputs.get("attention_mask")
-        real = mask.sum() if mask is not None else (inputs["position_ids"] > 0).sum()
-        self.report.tokens += int(real)
+        self.report.tokens += count_tokens(inputs)
         self.report.answer_tokens += int((inputs["labels"] != IGNORE).sum())
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
@@ -349,19 +406,18 @@ class _Watch(TrainerCallback):
         self.trainer, self.report = trainer, trainer.report
         self.panel, self.meter = trainer.panel, trainer.meter
         self._since = 0.0
-        self._first_step: int | None = None
+        self._unproven = True  # until the first step has been seen to change something
 
     def on_train_begin(self, args, state, control, **kwargs):
         if self.panel:
             self.panel.start(state.max_steps)
         self.report.losses = [_curve_point(e) for e in state.log_history if "loss" in e]
         self._validate(state)
-        self._first_step = state.global_step + 1
         self._since = time.perf_counter()
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self.meter.mark("step")
-        if state.global_step + 1 == self._first_step:
+        if self._unproven:
             _check_gradients(self.trainer.model)
 
     def on_optimizer_step(self, args, state, control, **kwargs):
@@ -369,9 +425,10 @@ class _Watch(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.report.steps = state.global_step
-        if state.global_step == self._first_step:
+        if self._unproven and not self.trainer.accelerator.optimizer_step_was_skipped:
             _check_adapter_moved(self.trainer.model)
-        if self.trainer.interrupted:
+            self._unproven = False  # an fp16 scaler skips steps while it looks for its scale
+        if self.trainer.interrupted and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
             self.report.stopped = "interrupted"
         every = self.trainer.recipe.evaluate_every
@@ -394,7 +451,7 @@ class _Watch(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         self.trainer.recipe.save(folder / "recipe.yaml")
-        if self.trainer.interrupted:
+        if self.report.stopped == "interrupted":
             self.report.notes.append(
                 f"interrupted after step {state.global_step} of {state.max_steps}; to go on: "
                 f"training.run(recipe, train, resume={folder.as_posix()!r})"
@@ -423,8 +480,9 @@ class _Watch(TrainerCallback):
 
 
 def _curve_point(entry: dict[str, Any]) -> dict[str, float]:
-    names = ("step", "loss", "learning_rate", "grad_norm")
-    return {name: float(entry[name]) for name in names if entry.get(name) is not None}
+    point = {name: float(entry[name]) for name in ("step", "loss")}
+    more = {n: float(entry[n]) for n in ("learning_rate", "grad_norm") if entry.get(n) is not None}
+    return point | {name: value for name, value in more.items() if math.isfinite(value)}
 
 
 def _check_gradients(model: nn.Module) -> None:
