@@ -82,6 +82,7 @@ def run(
     tokenizer: PreTrainedTokenizerBase | None = None,
     output_dir: str | Path | None = None,
     panel: Panel | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
     resume: str | Path | None = None,
 ) -> Run:
     """Fine-tune as `recipe` says and return the tuned model with a report.
@@ -89,6 +90,7 @@ def run(
     train, validation: conversations, or rows that `encoding.encode` made.
     model, tokenizer: instead of loading `recipe.model`; a PEFT model is trained on.
     output_dir: for checkpoints (default `runs/<time>-<method>`).
+    callbacks: transformers' own, for what a run should do besides.
     resume: a checkpoint folder of an earlier run of the same recipe and data; goes on there.
     Interrupting (Ctrl-C, or Jupyter's stop button) ends after the step and keeps a checkpoint.
     Raises CourseError when nothing could be learnt: no gradient, a NaN loss, an untouched adapter.
@@ -112,6 +114,8 @@ def run(
     trainer = _AnswerTrainer(
         recipe, model, tokenizer, train, validation, folder, meter, report, precision, panel
     )
+    for callback in callbacks:
+        trainer.add_callback(callback)
     try:
         trainer.fit(str(resume) if resume else None)
     finally:
