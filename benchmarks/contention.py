@@ -1,4 +1,4 @@
-"""What a second busy program does to a training on the CPU, and what OpenMP's spin has to do with it.
+"""What a second busy program does to a training on the CPU, and how OpenMP's spin matters there.
 
     python benchmarks/contention.py     # about 5 minutes; Linux; writes results/contention.json
 

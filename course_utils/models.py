@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -24,6 +27,10 @@ from . import compat, fetch, hub
 from .errors import CourseError
 
 EMBEDDED = "smollm2"
+UNUSABLE = (  # what the libraries raise for files that are missing, damaged or of another kind
+    OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError,
+    StrictDataclassError,
+)  # fmt: skip
 compat.quiet()
 
 
@@ -57,6 +64,8 @@ def load(
     Remote code is never run and pickled weights are never read.  Raises CourseError.
     """
     place = torch.device(on) if on is not None else device()
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise CourseError("There is no CUDA GPU here: leave `on` out, or say on='cpu'.")
     options: dict[str, Any] = {"dtype": dtype}
     if quantize:
         options["quantization_config"] = BitsAndBytesConfig(
@@ -70,7 +79,14 @@ def load(
     if config is not None:
         return _random_weights(config, options, place, seed)
     with compat.without_progress_bars():
-        model = _from_source(AutoModelForCausalLM, name, use_safetensors=True, **options)
+        model, found = _from_source(
+            AutoModelForCausalLM, name, use_safetensors=True, output_loading_info=True, **options
+        )
+    if found["missing_keys"]:  # transformers only warns, and goes on with random numbers
+        raise CourseError(
+            f"{name} lacks {len(found['missing_keys'])} weights of a {type(model).__name__}, such "
+            f"as {min(found['missing_keys'])}: it is damaged, or is no causal language model."
+        )
     return _ready(model if quantize else model.to(place))
 
 
@@ -84,7 +100,13 @@ def _random_weights(
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=options["dtype"])
+        try:
+            model = AutoModelForCausalLM.from_config(config, dtype=options["dtype"])
+        except ValueError as error:
+            raise CourseError(
+                f"transformers has no causal language model for a {type(config).__name__}: take "
+                "the config of one, such as LlamaConfig or GPT2Config."
+            ) from error
     return _ready(model.to(place))
 
 
@@ -101,10 +123,10 @@ def _as_config(name: str | Path | PretrainedConfig) -> PretrainedConfig | None:
     try:
         fields = json.loads(Path(name).read_text(encoding="utf-8"))
         return AutoConfig.for_model(fields.pop("model_type"), **fields)
-    except (OSError, ValueError, KeyError) as error:
+    except (*UNUSABLE, AttributeError) as error:
         raise CourseError(
-            f"{name} is no readable model config ({error}): it must be a JSON object with at least "
-            '"model_type", as in the config.json of a model on the Hub.'
+            f"{name} is no readable model config ({_brief(error)}): it must be a JSON object with "
+            'at least "model_type", as in the config.json of a model on the Hub.'
         ) from error
 
 
@@ -112,15 +134,25 @@ def _from_source(loader: Any, name: str | Path, **options: Any) -> Any:
     """`loader.from_pretrained`, with one sentence instead of a traceback for what goes wrong."""
     if name == EMBEDDED:
         name = fetch.embedded_model()
-    local = Path(name).expanduser()
-    if not local.is_dir() and _looks_like_path(str(name)):
+    folder = Path(name).expanduser()
+    if not folder.is_dir() and _looks_like_path(str(name)):
         raise CourseError(f"There is no model folder {name}: check the path (now in {Path.cwd()}).")
-    if not local.is_dir() and not hub.reachable(str(name)):
-        options["local_files_only"] = True  # the Hub's cache may still hold it
+    if not folder.is_dir():
+        folder = None if hub.reachable(str(name)) else _kept_by_hub(str(name))
     try:
-        return loader.from_pretrained(str(name), trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise CourseError(_why_not(name, local.is_dir(), error)) from error
+        return loader.from_pretrained(str(folder or name), trust_remote_code=False, **options)
+    except torch.OutOfMemoryError:
+        raise
+    except UNUSABLE as error:
+        raise CourseError(_why_not(name, folder is not None, error)) from error
+
+
+def _kept_by_hub(name: str) -> Path:
+    """The folder in which the Hub's cache keeps this model since an earlier download."""
+    config = try_to_load_from_cache(name, "config.json")
+    if not isinstance(config, str):
+        raise CourseError(_no_hub(name))
+    return Path(config).parent
 
 
 def _looks_like_path(name: str) -> bool:
@@ -128,7 +160,7 @@ def _looks_like_path(name: str) -> bool:
 
 
 def _why_not(name: str | Path, is_folder: bool, error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = _brief(error)
     if "trust_remote_code" in text or "custom code" in text:
         return (
             f"{name} brings Python code of its own, which this course never runs: choose a model "
@@ -136,13 +168,23 @@ def _why_not(name: str | Path, is_folder: bool, error: Exception) -> str:
         )
     if is_folder:
         return (
-            f"The folder {name} holds no model that can be loaded safely ({text[:200]}): it needs "
+            f"The folder {name} holds no model that can be loaded safely ({text}): it needs "
             "config.json, the tokenizer's files and *.safetensors (pickled .bin files are refused)."
         )
+    return f"{_no_hub(name)} ({text})"
+
+
+def _no_hub(name: str | Path) -> str:
     return (
         f"The model {name} could not be had from the Hub (no such model, or no network): check "
         f'both, or use the embedded model, "{EMBEDDED}", which needs neither.'
     )
+
+
+def _brief(error: Exception) -> str:
+    """The error's text on one line, 200 characters of it at most."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else text[:200] + " ..."
 
 
 def load_or_embedded(name: str) -> str:

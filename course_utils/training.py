@@ -279,6 +279,7 @@ class _AnswerTrainer(Trainer):
         self, recipe, model, tokenizer, train, validation, folder, meter, report, precision, panel
     ) -> None:
         place = next(model.parameters()).device
+        self.keeps_cache = getattr(model.config, "use_cache", None)  # the Trainer switches it off
         super().__init__(
             model=model,
             args=_arguments(recipe, folder, place, precision),
@@ -296,7 +297,6 @@ class _AnswerTrainer(Trainer):
 
     def fit(self, resume: str | None) -> None:
         """Train, with everything that was switched on for it switched off again after."""
-        keeps_cache = getattr(self.model.config, "use_cache", None)
         casting = disable_input_dtype_casting(self.model) if self._adapts() else None
         with contextlib.ExitStack() as stack:
             stack.enter_context(answers_only(self.model))
@@ -311,10 +311,16 @@ class _AnswerTrainer(Trainer):
                 self.report.stopped = f"stopped by {type(error).__name__}"
                 raise
             finally:
-                if keeps_cache is not None:
-                    self.model.config.use_cache = keeps_cache
+                if self.keeps_cache is not None:
+                    self.model.config.use_cache = self.keeps_cache
                 if self.panel:
-                    self.panel.finish(self.report.stopped)
+                    self.panel.finish(self._last_word())
+
+    def _last_word(self) -> str:
+        """How the run ended; after an interruption, how to go on."""
+        return (
+            self.report.notes[-1] if self.interrupted and self.report.notes else self.report.stopped
+        )
 
     def _adapts(self) -> bool:
         return isinstance(self.model, PeftModel)
@@ -556,7 +562,9 @@ def save(run: Run, folder: str | Path) -> Path:
         config = run.model.peft_config["default"]
         config.base_model_name_or_path = HUB_NAMES.get(run.recipe.model, run.recipe.model)
     with compat.without_progress_bars():
-        run.model.save_pretrained(folder, safe_serialization=True)
+        # "auto" would ask the Hub for the base's config, to see whether its vocabulary has grown
+        options = {"save_embedding_layers": False} if isinstance(run.model, PeftModel) else {}
+        run.model.save_pretrained(folder, **options)
     run.tokenizer.save_pretrained(folder)
     run.recipe.save(folder / "recipe.yaml")
     run.report.save(folder / "report.json")

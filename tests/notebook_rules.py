@@ -11,6 +11,7 @@ import base64
 import json
 import re
 import statistics
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -37,6 +38,10 @@ STABLE_ID = re.compile(r"(?!^[0-9a-f]{8,}$)(?!^[0-9a-f]{8}-)[a-z0-9]+(-[a-z0-9]+
 LOCAL_PATH = re.compile(r"(?<![\w.:/-])/(?:home|root|work|tmp|Users)(?![\w-])|[A-Za-z]:\\+Users")
 # Beyond ASCII, English prose may use these signs, and the name of the other language in a link.
 SIGNS = set("–—…“”‘’×÷±≈≠≤≥→←↔⇒·•°²³√∑∂∞∈½¼§é✓✗αβγδεηθλμπρσφωΔΣΩ│▶▼")
+PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text("utf-8"))
+COLAB = PROJECT["project"]["urls"]["Repository"].replace(
+    "https://github.com", "https://colab.research.google.com/github"
+)
 OTHER_LANGUAGE = "中文"
 
 
@@ -250,6 +255,9 @@ def opens_with_title(nb: Notebook) -> list[str]:
     parts = {
         "a title ('# ...')": r"\A# \S",
         "the Colab badge": r"colab-badge\.svg",
+        "a badge that leads to this notebook": re.escape(
+            f"{COLAB}/blob/main/notebooks/{nb.path.name}"
+        ),
         "the minutes it takes": r"\d\s*(min\b|minutes|分钟)",
         "the memory it takes (GiB)": r"\d\s*GiB",
     }

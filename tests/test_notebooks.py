@@ -13,7 +13,15 @@ import nbformat
 import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from notebook_rules import CHAPTER_RULES, ENGLISH_RULES, FILE_RULES, Notebook, Rule, rules_for
+from notebook_rules import (
+    CHAPTER_RULES,
+    COLAB,
+    ENGLISH_RULES,
+    FILE_RULES,
+    Notebook,
+    Rule,
+    rules_for,
+)
 from PIL import Image
 
 from tools.refresh import METADATA, ROOT, RefreshError, all_notebooks, main, refresh, small_png
@@ -38,9 +46,9 @@ def test_form_of(path: Path, rule: Rule) -> None:
 
 # ------------------------------------------------------------- the tester is tested
 
-TITLE = """# A chapter
+TITLE = f"""# A chapter
 
-[![Open in Colab](https://example.org/colab-badge.svg)](https://example.org/x.ipynb)
+[![Open in Colab](https://example.org/colab-badge.svg)]({COLAB}/blob/main/notebooks/02_data.ipynb)
 
 10 minutes · 2 GiB"""
 ENDING = "On to [the next chapter](01_basics.ipynb), also in [中文](https://example.org/zh)."
@@ -135,6 +143,7 @@ FAULTS = {
     "opens_with_title": [
         _set_title(TITLE.replace("# A", "A")),
         _set_title(TITLE.replace("colab-badge", "badge")),
+        _set_title(TITLE.replace("02_data", "03_full_finetuning")),
         _set_title(TITLE.replace("10 minutes", "soon")),
         _set_title(TITLE.replace("2 GiB", "2 GB")),
     ],
