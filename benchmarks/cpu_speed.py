@@ -1,6 +1,6 @@
 """Our LoRA step against the plain Trainer's, on the same rows of the embedded set, on the CPU.
 
-    python benchmarks/cpu_speed.py            # about 6 minutes; writes results/cpu_speed.json
+    python benchmarks/cpu_speed.py            # about 5 minutes; writes results/cpu_speed.json
 
 Systems, all LoRA rank 16 on all linear layers, same seed, same order of rows:
 - guide: the recipe as tutorials print it: fp32, all rows padded to 512, trained on the prompt too
@@ -30,7 +30,7 @@ from course_utils import compat, memory, models, quickstart, training
 from course_utils.encoding import IGNORE, Collator, Encoded, encode
 from course_utils.report import versions
 
-ROUNDS, STEPS, WARM = 2, 6, 2
+ROUNDS, STEPS, WARM = 2, 5, 1
 RECIPE = quickstart.RECIPE.replace(
     batch_size=8, max_steps=STEPS, evaluate_every=None, group_by_length=False, schedule="constant"
 )

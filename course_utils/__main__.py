@@ -4,4 +4,7 @@ import sys
 
 from .cli import main
 
+for stream in (sys.stdin, sys.stdout, sys.stderr):
+    if hasattr(stream, "reconfigure"):  # a pipe on Windows would know no Chinese
+        stream.reconfigure(encoding="utf-8")
 sys.exit(main())

@@ -8,6 +8,7 @@ command line itself is wrong.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -22,8 +23,10 @@ JOB_FIELDS = ("data", "validation", "output")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = _parser().parse_args(arguments)
+    aside = contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext()
     try:
-        result, text = options.run(options)
+        with aside:  # whatever a library prints
+            result, text = options.run(options)
     except CourseError as error:
         if options.json:
             print(json.dumps({"error": str(error)}, ensure_ascii=False))
@@ -133,11 +136,16 @@ def _check_data(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def _generate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from . import models
     from .trainer import ModelTrainer
 
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
-    tuned = (Path(options.model) / "recipe.yaml").is_file()
-    trainer = ModelTrainer.load(options.model) if tuned else ModelTrainer(options.model)
+    if (Path(options.model) / "recipe.yaml").is_file():
+        trainer = ModelTrainer.load(options.model)
+    else:
+        trainer = ModelTrainer(options.model)
+        # this very model or an error: no answers of the embedded one under another's name
+        trainer.tokenizer = models.load_tokenizer(options.model)
     answer = trainer.generate(
         prompt, options.max_tokens, temperature=options.temperature, seed=options.seed
     )

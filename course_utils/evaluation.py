@@ -42,6 +42,11 @@ def generate(
     temperature: None picks the likeliest token each time (repeatable), else samples.
     max_new_tokens: per answer; the prompt does not count.
     """
+    if max_new_tokens < 1 or batch_size < 1 or (temperature or 0) < 0:
+        raise CourseError(
+            "max_new_tokens and batch_size must be at least 1 and temperature not below 0 (now "
+            f"{max_new_tokens}, {batch_size} and {temperature})."
+        )
     if seed is not None:
         torch.manual_seed(seed)
     texts = [_asked(prompt, tokenizer) for prompt in prompts]

@@ -99,6 +99,8 @@ def _writable(cache: Path) -> Path:
 
 
 def _make(folder: Path, say: Say) -> None:
+    for left in folder.parent.glob(f"{FOLDER}.*/"):  # a killed process's; the lock is ours
+        shutil.rmtree(left, ignore_errors=True)
     # All work happens in a scratch folder beside the goal; one rename publishes it.
     with tempfile.TemporaryDirectory(prefix=f"{FOLDER}.", dir=folder.parent) as scratch:
         try:

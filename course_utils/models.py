@@ -188,11 +188,16 @@ def _brief(error: Exception) -> str:
 
 
 def load_or_embedded(name: str) -> str:
-    """`name` if its config can be had here, else the embedded model's name, after saying so."""
+    """`name`, or the embedded model's, after saying so, where the Hub cannot be asked for it.
+
+    A folder that is not there, or cannot be used, stays an error.
+    """
     try:
         _from_source(AutoConfig, name)
         return name
     except CourseError as error:
+        if _looks_like_path(name) or Path(name).is_dir():
+            raise
         print(f"{error} Going on with the embedded model.", file=sys.stderr)
         return EMBEDDED
 

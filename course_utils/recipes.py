@@ -71,6 +71,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if isinstance(self.targets, list):
             object.__setattr__(self, "targets", tuple(self.targets))
+        if isinstance(self.model, Path):
+            object.__setattr__(self, "model", str(self.model))
         if self.learning_rate is None and self.method in METHODS:
             object.__setattr__(self, "learning_rate", DEFAULT_LEARNING_RATE[self.method])
         problems = list(_problems(self))
@@ -88,8 +90,14 @@ class Recipe:
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     def replace(self, **changes: Any) -> Recipe:
-        """A copy with some fields changed; unknown names are an error."""
-        return from_dict({**self.to_dict(), **changes})
+        """A copy with some fields changed; unknown names are an error.
+
+        With another method, a learning rate that was the old one's default becomes the new one's.
+        """
+        fields = self.to_dict()
+        if "method" in changes and self.learning_rate == DEFAULT_LEARNING_RATE[self.method]:
+            fields["learning_rate"] = None
+        return from_dict({**fields, **changes})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON and YAML hold them."""
@@ -141,6 +149,21 @@ def _problems(recipe: Recipe):
             yield f"{name} is {value!r} and must be at least 0 and below {top}"
     if not recipe.targets:
         yield "targets is empty: name layers, or write 'all-linear'"
+    yield from _wrong_kinds(recipe)
+
+
+def _wrong_kinds(recipe: Recipe):
+    """A YAML file may hold anything: "packing: maybe" would count as true."""
+    for name in ("rslora", "packing", "group_by_length", "checkpointing"):
+        if not isinstance(getattr(recipe, name), bool):
+            yield f"{name} is {getattr(recipe, name)!r} and must be true or false"
+    if not isinstance(recipe.model, str) or not recipe.model:
+        yield f"model is {recipe.model!r} and must be a name, a Hub id or a folder"
+    names = [recipe.targets] if isinstance(recipe.targets, str) else recipe.targets
+    if not (isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)):
+        yield f"targets is {recipe.targets!r} and must be a name or a list of names"
+    if not isinstance(recipe.seed, int) or isinstance(recipe.seed, bool) or recipe.seed < 0:
+        yield f"seed is {recipe.seed!r} and must be a whole number of at least 0"
 
 
 def _whole(recipe: Recipe, name: str):

@@ -13,13 +13,14 @@ from typing import Any
 
 from . import data, display, evaluation, models, sets, training
 from .data import Conversation
+from .display.panel import in_notebook
 from .encoding import Encoded, encode
 from .errors import CourseError
 from .memory import memory_limit_gib
 from .recipes import Recipe
 from .report import RunReport
 
-SAMPLE_ROWS = 60  # of the embedded instruction set: a minute or two on two cores
+SAMPLE_ROWS = 32  # of the embedded instruction set: under half a minute on two cores
 PLACEHOLDER = "your_data.json"  # stands in the quick-start template for the reader's own file
 
 
@@ -37,7 +38,6 @@ class ModelTrainer:
         self.tokenizer: Any = None
         self.recipe: Recipe | None = None
         self.report: RunReport | None = None
-        self._rows: list[Conversation] | None = None
 
     # ------------------------------------------------------------------------------- data
 
@@ -148,7 +148,8 @@ class ModelTrainer:
         encoded = self.format_dataset(train_dataset, recipe.max_length)
         if validation_dataset is not None:
             validation_dataset = self.format_dataset(validation_dataset, recipe.max_length)
-        self.model = None  # let go of the previous model before the next one is loaded
+        # let go of the previous model before the next one is loaded
+        self.model = self.recipe = self.report = None
         panel = display.panel_for_here(
             f"{recipe.method} on {recipe.model}", memory_limit_gib(models.device())
         )
@@ -242,4 +243,4 @@ def _conversations(dataset: Any) -> list[Conversation]:
 
 
 def _say(text: Any) -> None:
-    print(text, file=sys.stderr if not display.in_notebook() else sys.stdout, flush=True)
+    print(text, file=sys.stderr if not in_notebook() else sys.stdout, flush=True)

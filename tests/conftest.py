@@ -27,3 +27,27 @@ def base():
     from course_utils import models
 
     return models.load(on="cpu")
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory, tokenizer):
+    """The folder of a model with random weights and the embedded model's tokenizer."""
+    import tiny_models
+
+    folder = tmp_path_factory.mktemp("small")
+    tiny_models.model("llama").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    """A proxy that answers nobody: every request to the Hub fails at once."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.setenv(name.lower(), "http://127.0.0.1:9")
+    from huggingface_hub import close_session
+
+    close_session()  # an open connection would know nothing of the proxy
+    yield
+    close_session()

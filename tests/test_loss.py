@@ -185,8 +185,9 @@ def test_a_model_with_logits_of_its_own_kind_keeps_its_own_loss():
 def test_a_model_without_an_output_layer_is_refused():
     bert = BertModel(BertConfig(vocab_size=10, hidden_size=8, num_hidden_layers=1,
                                 num_attention_heads=1, intermediate_size=8))  # fmt: skip
-    with pytest.raises(CourseError, match="BertModel is no causal language model"), (
-        loss.answers_only(bert)
+    with (
+        pytest.raises(CourseError, match="BertModel is no causal language model"),
+        loss.answers_only(bert),
     ):
         pass
 

@@ -174,9 +174,7 @@ def test_parameters_are_counted_right_in_four_bits(start):
 )  # fmt: skip
 def test_adapters_sit_where_they_should_and_train(start, kind, targets, adapted):
     run = start(model=tiny(kind), targets=targets, max_steps=2)
-    found = {
-        ".".join(name.split(".lora_")[0].split(".")[-2:]) for name in trained(run)
-    }
+    found = {".".join(name.split(".lora_")[0].split(".")[-2:]) for name in trained(run)}
     assert found == adapted
     assert all(bool(w.any()) for name, w in trained(run).items() if "lora_B" in name)
 
@@ -216,7 +214,8 @@ def test_checkpointing_changes_memory_only(start):
 
 def test_checkpointing_really_recomputes_and_ends_with_the_run(start):
     model, calls = tiny(), []
-    hook = model.model.layers[0].register_forward_pre_hook(
+    # on a part of the layer: the layer's own hooks may stay outside what is computed again
+    hook = model.model.layers[0].mlp.register_forward_pre_hook(
         lambda *_: calls.append(torch.is_grad_enabled())
     )
     start(model=model, checkpointing=True, max_steps=1)
@@ -366,9 +365,7 @@ def test_an_adapter_that_stays_zero_stops(start):
     """A second trainable part takes all of the gradient; the adapter is on an unused layer."""
     model = tiny()
     model.model.layers[0].unused = torch.nn.Linear(64, 64)
-    config = LoraConfig(
-        task_type="CAUSAL_LM", target_modules=["unused"], modules_to_save=["norm"]
-    )
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["unused"], modules_to_save=["norm"])
     with pytest.raises(CourseError, match="every B matrix of the adapter is still zero"):
         start(model=get_peft_model(model, config))
 
@@ -413,8 +410,7 @@ def test_the_trainer_uses_this_schedule(start):
     run = start(warmup=0.3, max_steps=6)
     rates = [point["learning_rate"] for point in run.report.losses]
     expected = [
-        2e-2 * learning_rate_factor(step, total=6, warmup=2, schedule="cosine")
-        for step in range(6)
+        2e-2 * learning_rate_factor(step, total=6, warmup=2, schedule="cosine") for step in range(6)
     ]
     assert rates == pytest.approx(expected)
 

@@ -1,0 +1,101 @@
+"""Answers in batches, scores with intervals, and losses where every token weighs the same."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import tiny_models
+import torch
+
+from course_utils import evaluation
+from course_utils.data import Conversation
+from course_utils.errors import CourseError
+from course_utils.evaluation import Answer, Score
+from course_utils.loss import IGNORE
+
+QUESTIONS = ["What is the capital of France?", "Say hi.", "Name three colors of the rainbow."]
+
+
+def conversation(question: str, answer: str, **info) -> Conversation:
+    messages = ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
+    return Conversation(messages, info)
+
+
+def test_a_batch_answers_as_each_prompt_alone(base, tokenizer):
+    options = {"max_new_tokens": 12}
+    together = evaluation.generate(base, tokenizer, QUESTIONS, **options)
+    alone = [evaluation.generate(base, tokenizer, [q], **options)[0] for q in QUESTIONS]
+    assert together == alone
+    assert together == evaluation.generate(base, tokenizer, QUESTIONS, batch_size=2, **options)
+
+
+def test_an_answer_stops_and_holds_no_prompt_or_special_token(base, tokenizer):
+    answer = evaluation.generate(base, tokenizer, QUESTIONS[:1], max_new_tokens=60)[0]
+    assert "Paris" in answer and "<|" not in answer and "capital of France?" not in answer
+    assert len(tokenizer(answer)["input_ids"]) < 60
+
+
+def test_sampling_repeats_with_a_seed(base, tokenizer):
+    options = {"max_new_tokens": 8, "temperature": 1.5}
+    first, again, other = (
+        evaluation.generate(base, tokenizer, QUESTIONS[1:2], seed=seed, **options)
+        for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+def test_the_mode_comes_back_even_after_an_error(base, tokenizer):
+    model = tiny_models.model().train()
+    evaluation.generate(model, tokenizer, QUESTIONS[:1], max_new_tokens=1)
+    assert model.training
+    with pytest.raises(CourseError, match="empty conversation"):
+        evaluation.generate(model, tokenizer, [[]])
+    assert model.training
+
+
+def test_score_counts_by_kind(base, tokenizer):
+    check = {"type": "contains", "values": ["Paris"]}
+    rows = [conversation(QUESTIONS[0], "Paris", kind="fact", check=check)]
+    rows.append(conversation("Say hi.", "x", kind="odd", check={"type": "exact", "value": "qqq"}))
+    score = evaluation.score(base, tokenizer, rows, max_new_tokens=20)
+    assert score.by_kind == {"fact": 1.0, "odd": 0.0} and score.value == 0.5
+    with pytest.raises(CourseError, match="nothing to score"):
+        evaluation.score(base, tokenizer, [])
+
+
+def test_interval_narrows_with_more_answers_and_holds_the_mean():
+    few, many = (
+        Score([Answer("", "", "", i % 4 > 0) for i in range(count)]) for count in (20, 2000)
+    )
+    for score in (few, many):
+        low, high = score.interval()
+        assert low <= score.value <= high
+    widths = [high - low for low, high in (few.interval(), many.interval())]
+    expected = 2 * 1.96 * math.sqrt(0.75 * 0.25 / 2000)  # of the normal approximation
+    assert widths[1] == pytest.approx(expected, rel=0.2) and widths[0] > 5 * widths[1]
+
+
+def test_side_by_side_pairs_the_same_questions():
+    before = Score([Answer("q1", "a", "x", 0.0), Answer("q2", "b", "b", 1.0)])
+    after = Score([Answer("q1", "a", "a", 1.0), Answer("q2", "b", "b", 1.0)])
+    rows = evaluation.side_by_side(before, after)
+    assert [(r["ok_before"], r["ok_after"]) for r in rows] == [(False, True), (True, True)]
+    with pytest.raises(CourseError, match="different questions"):
+        evaluation.side_by_side(before, Score(after.answers[::-1]))
+
+
+def test_held_out_loss_weighs_tokens_not_rows(base, tokenizer):
+    from course_utils.encoding import encode_one
+
+    rows = [conversation("Say hi.", "hi"), conversation(QUESTIONS[2], "red, green, blue and more")]
+    total = count = 0.0
+    for row in rows:
+        encoded = encode_one(row.messages, tokenizer)
+        ids = torch.tensor([encoded["input_ids"]])
+        labels = torch.tensor([encoded["labels"]])
+        with torch.no_grad():
+            loss = base(input_ids=ids, labels=labels).loss
+        n = int((labels[:, 1:] != IGNORE).sum())
+        total, count = total + float(loss) * n, count + n
+    assert evaluation.held_out_loss(base, tokenizer, rows) == pytest.approx(total / count, rel=1e-4)

@@ -1,0 +1,127 @@
+"""Recipes: validated, printable, and the same after a trip through YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+
+from course_utils import recipes
+from course_utils.errors import CourseError
+from course_utils.recipes import Recipe
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"method": "lore"}, "method is 'lore'"),
+        ({"alpha": 0}, "trains nothing"),
+        ({"alpha": -2}, "alpha"),
+        ({"rank": 0}, "rank is 0"),
+        ({"rank": 8.5}, "whole number"),
+        ({"batch_size": True}, "batch_size"),
+        ({"learning_rate": 0}, "learning_rate"),
+        ({"learning_rate": math.nan}, "learning_rate"),
+        ({"learning_rate": "fast"}, "learning_rate"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"warmup": -0.1}, "warmup"),
+        ({"max_steps": 0}, "max_steps"),
+        ({"epochs": 0}, "epochs"),
+        ({"precision": "int8"}, "precision"),
+        ({"targets": ()}, "targets"),
+        ({"optimizer": "sgd"}, "optimizer"),
+        ({"packing": "maybe"}, "packing is 'maybe' and must be true or false"),
+        ({"targets": 5}, "targets is 5"),
+        ({"targets": (1, 2)}, r"targets is \(1, 2\)"),
+        ({"model": None}, "model is None"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 0.5}, "seed is 0.5"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(fields, said):
+    with pytest.raises(CourseError, match=said):
+        Recipe(**fields)
+
+
+def test_all_problems_come_in_one_sentence():
+    with pytest.raises(CourseError) as error:
+        Recipe(rank=0, alpha=0, method="?")
+    assert all(name in str(error.value) for name in ("rank", "alpha", "method"))
+
+
+def test_learning_rate_follows_the_method():
+    assert Recipe(method="full").learning_rate < Recipe(method="lora").learning_rate
+    assert Recipe(method="lora", learning_rate=5e-5).learning_rate == 5e-5
+    assert Recipe(method="lora").replace(method="full") == Recipe(method="full")
+    assert Recipe(learning_rate=5e-5).replace(method="full").learning_rate == 5e-5
+    assert Recipe().replace(method="full", learning_rate=1e-3).learning_rate == 1e-3
+
+
+def test_scale_and_effective_batch():
+    assert Recipe(rank=16, alpha=32).scale == 2
+    assert Recipe(rank=16, alpha=32, rslora=True).scale == 8
+    assert Recipe(batch_size=2, gradient_accumulation=8).effective_batch == 16
+
+
+def test_yaml_round_trip(tmp_path):
+    recipe = Recipe(method="qlora", targets=("q_proj", "v_proj"), max_steps=7, learning_rate=2e-4)
+    assert recipes.load(recipe.save(tmp_path / "recipe.yaml")) == recipe
+
+
+def test_a_model_may_be_a_path(tmp_path):
+    recipe = Recipe(model=tmp_path)
+    assert recipes.load(recipe.save(tmp_path / "recipe.yaml")) == recipe == Recipe(str(tmp_path))
+
+
+def test_yaml_reads_numbers_as_people_write_them(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("\ufefflearning_rate: 1e-3\r\nrank: 4\r\n", encoding="utf-8")
+    assert recipes.load(path).learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("learning_rat: 1e-3", "did you mean learning_rate"),
+        ("- 1", "field: value"),
+        ("rank: [", "not valid YAML"),
+        ("rank: sixteen", "rank is 'sixteen'"),
+        ("", "field: value"),
+    ],
+)
+def test_bad_files_are_explained(tmp_path, text, said):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(CourseError, match=said):
+        recipes.load(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(CourseError, match="nowhere.yaml"):
+        recipes.load(tmp_path / "nowhere.yaml")
+
+
+def test_replace_changes_a_copy_and_refuses_unknown_names():
+    recipe = Recipe()
+    assert recipe.replace(rank=4).rank == 4 and recipe.rank == 16
+    with pytest.raises(CourseError, match="did you mean rank"):
+        recipe.replace(rnak=4)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe.rank = 4
+
+
+def test_printing_shows_what_differs():
+    text = str(Recipe(packing=True, rank=4))
+    assert "packing=True" in text and "rank=4" in text and "checkpointing" not in text
+    assert "rank" not in str(Recipe(method="full"))
+
+
+def test_presets_keep_the_guides_effective_batch():
+    presets = (
+        recipes.RECOMMENDED_CONFIG_SMALL,
+        recipes.RECOMMENDED_CONFIG_MEDIUM,
+        recipes.RECOMMENDED_CONFIG_LARGE,
+    )
+    assert [p.effective_batch for p in presets] == [16, 16, 16]
+    assert [p.method for p in presets] == ["qlora", "lora", "lora"]
