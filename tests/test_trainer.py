@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from course_utils import CourseError, ModelTrainer, models, trainer, training
+from course_utils import CourseError, ModelTrainer, models, trainer
 from course_utils.data import Conversation
 from course_utils.encoding import IGNORE, Encoded
 
@@ -95,6 +95,8 @@ def test_the_quick_start_template_runs_as_printed(no_hub, here, capsys):
     assert report.recipe["rank"] == 8 and report.recipe["alpha"] == 16
     assert (here / "my_model" / "adapter_model.safetensors").is_file()
     assert (here / "my_model" / "tokenizer.json").is_file()
+    config = json.loads((here / "my_model" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def test_the_example_of_4_1_runs_as_printed(no_hub, here, capsys):
@@ -208,6 +210,7 @@ def test_resuming_finishes_an_interrupted_training(small_model, tmp_path, monkey
     again.resume(ROWS, tmp_path / "cut")
     assert again.report.stopped == "finished" and again.report.steps == 4
     assert again.report.losses == whole.report.losses and again.recipe == whole.recipe
+    assert again.model_name == whole.model_name == str(small_model)
     with pytest.raises(CourseError, match="holds no checkpoint"):
         again.resume(ROWS, tmp_path / "whole")
 
@@ -224,13 +227,6 @@ def test_saving_elsewhere_and_loading_gives_the_same_answers(tuned, tmp_path):
         answer = made.generate(prompt, max_length=6)
         assert answer == copy.generate(prompt, max_length=6)
         assert answer == ModelTrainer.load(folder).generate(prompt, max_length=6)
-
-
-def test_the_adapter_names_its_base_by_the_recipes_name(tuned):
-    _, folder = tuned
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    recipe = training.recipe_of(folder)
-    assert config["base_model_name_or_path"] == recipe.model
 
 
 def test_evaluate_gives_loss_perplexity_and_a_score_where_there_is_one(tuned):
