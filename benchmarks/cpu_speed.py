@@ -8,19 +8,21 @@ Systems, all LoRA rank 16 on all linear layers, same seed, same order of rows:
 - ours: `training.run`
 
 The systems take turns, `ROUNDS` times a few steps each, so that a change in the machine's speed
-meets all of them.  tokens_per_second counts prompt and answer tokens, padding not counted.
+meets all of them; each turn is a process of its own, so that its peak memory is its own too.
+tokens_per_second counts prompt and answer tokens, padding not counted.
 """
 
 from __future__ import annotations
 
-import functools
-import gc
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -30,9 +32,15 @@ from course_utils import compat, memory, models, quickstart, training
 from course_utils.encoding import IGNORE, Collator, Encoded, encode
 from course_utils.report import versions
 
+SYSTEMS = ("guide", "plain", "ours")
 ROUNDS, STEPS, WARM = 2, 5, 1
 RECIPE = quickstart.RECIPE.replace(
-    batch_size=8, max_steps=STEPS, evaluate_every=None, group_by_length=False, schedule="constant"
+    batch_size=8,
+    max_steps=STEPS,
+    evaluate_every=None,
+    group_by_length=False,
+    schedule="constant",
+    warmup=0.0,
 )
 RESULTS = Path(__file__).parent / "results" / "cpu_speed.json"
 
@@ -78,7 +86,7 @@ def plain(rows: Encoded, pad: int, times: StepTimes) -> None:
         trainer.train()
 
 
-def ours(rows: Encoded, pad: int, times: StepTimes) -> None:
+def ours(rows: Encoded, times: StepTimes) -> None:
     """`training.run`, timed by the same callback."""
     with tempfile.TemporaryDirectory() as folder:
         training.run(RECIPE, rows, output_dir=folder, callbacks=[times])
@@ -93,54 +101,58 @@ def padded(rows: Encoded, length: int, pad: int) -> Encoded:
     return Encoded(made, rows.report)
 
 
-def main() -> None:
-    """Run all systems in turns and write one row each."""
-    torch.set_num_threads(torch.get_num_threads())
+def turn(name: str) -> dict[str, Any]:
+    """One system's steps in this process: seconds and loss of each, and the peak memory (GiB)."""
     tokenizer = models.load_tokenizer()
-    rows = encode(quickstart.load_data().train, tokenizer, max_length=RECIPE.max_length)
     pad = tokenizer.pad_token_id
-    systems = {
-        "guide": functools.partial(plain, padded(rows, 512, pad), pad),
-        "plain": functools.partial(plain, rows, pad),
-        "ours": functools.partial(ours, rows, pad),
+    rows = encode(quickstart.load_data().train, tokenizer, max_length=RECIPE.max_length)
+    times, meter = StepTimes(), memory.MemoryMeter("cpu")
+    with meter.phase("run"):
+        if name == "ours":
+            ours(rows, times)
+        else:
+            plain(padded(rows, 512, pad) if name == "guide" else rows, pad, times)
+    return {
+        "seconds": times.seconds,
+        "losses": times.losses,
+        "peak_gib": meter.report().peak_gib,
+        "tokens": rows.report.tokens / rows.report.rows * RECIPE.batch_size,
     }
-    times: dict[str, list[StepTimes]] = {name: [] for name in systems}
-    peaks = dict.fromkeys(systems, 0.0)
+
+
+def main() -> None:
+    """Let the systems take turns, each in a new process, and write one row for each."""
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in SYSTEMS}
     for number in range(ROUNDS):
-        for name, run in systems.items():
-            times[name].append(StepTimes())
-            meter = memory.MemoryMeter()
-            with meter.phase("run"):
-                run(times[name][-1])
-            peaks[name] = max(peaks[name], meter.report().peak_gib)
-            gc.collect()
-            print(f"round {number + 1} {name:6} {_seconds(times[name]):.2f} s a step", flush=True)
-    write(times, peaks, rows)
+        for name in SYSTEMS:
+            command = [sys.executable, __file__, name]
+            output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+            turns[name].append(json.loads(output.splitlines()[-1]))
+            print(f"round {number + 1} {name:6} {_seconds(turns[name]):.2f} s a step", flush=True)
+    write(turns)
 
 
-def _seconds(runs: list[StepTimes]) -> float:
-    return statistics.median(s for run in runs for s in run.seconds[WARM:])
+def _seconds(turns: list[dict[str, Any]]) -> float:
+    return statistics.median(s for turn in turns for s in turn["seconds"][WARM:])
 
 
-def write(times: dict[str, list[StepTimes]], peaks: dict[str, float], rows: Encoded) -> None:
-    """One JSON row a system; the ratio is to the plain Trainer and to the guide's recipe."""
-    tokens = rows.report.tokens / rows.report.rows * RECIPE.batch_size
-    speed = {name: tokens / _seconds(runs) for name, runs in times.items()}
+def write(turns: dict[str, list[dict[str, Any]]]) -> None:
+    """One JSON row a system; the ratios are to the plain Trainer and to the guide's recipe."""
+    speed = {name: made[0]["tokens"] / _seconds(made) for name, made in turns.items()}
     precision, why = training.choose_precision(RECIPE, torch.device("cpu"))
-    made = [
+    rows = [
         {
             "system": name,
             "method": "lora",
             "checkpointing": False,
             "precision": precision if name == "ours" else "fp32",
-            "seconds_per_step": round(_seconds(runs), 3),
+            "seconds_per_step": round(_seconds(made), 3),
             "tokens_per_second": round(speed[name], 1),
-            "speed_against_plain": round(speed[name] / speed["plain"], 2),
-            "peak_gib": peaks[name],
-            "losses": [round(loss, 4) for loss in runs[0].losses],
-            "final_loss": round(runs[0].losses[-1], 4),
+            "peak_gib": max(turn["peak_gib"] for turn in made),
+            "losses": [round(loss, 4) for loss in made[0]["losses"]],
+            "final_loss": round(made[0]["losses"][-1], 4),
         }
-        for name, runs in times.items()
+        for name, made in turns.items()
     ]
     result = {
         "device": memory.device_name(),
@@ -149,12 +161,14 @@ def write(times: dict[str, list[StepTimes]], peaks: dict[str, float], rows: Enco
         "versions": versions(),
         "ours_against_plain": round(speed["ours"] / speed["plain"], 2),
         "ours_against_guide": round(speed["ours"] / speed["guide"], 2),
-        "rows": made,
+        "rows": rows,
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8", newline="\n")
-    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:]:
+        print(json.dumps(turn(sys.argv[1])))
+    else:
+        main()

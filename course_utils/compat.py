@@ -18,8 +18,8 @@ from .errors import CourseError
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warning after a fork
 # GNU OpenMP's threads spin while they wait for each other.  Beside any other busy program on the
-# same cores that slows a training 40-fold and more; with a short spin two trainings at once on two
-# cores take 3 times as long each, and one alone is as fast as before (benchmarks/contention.py).
+# same cores that slows a training many-fold; with a short spin, two trainings at once on two cores
+# take about three times as long each, and one alone is as fast (benchmarks/contention.py measures).
 # Read when torch is loaded, so the package sets it at its own import.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
