@@ -8,8 +8,10 @@ once with transformers, and written as a bf16 safetensors folder that loads in u
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -179,7 +181,8 @@ def _convert(gguf: Path, target: Path) -> None:
     from .compat import without_progress_bars
 
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    with without_progress_bars():
+    # the bar of the GGUF reader is none of transformers' own: it goes where nobody looks
+    with without_progress_bars(), contextlib.redirect_stderr(io.StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(**source)
         # said outright: releases of transformers differ in what they read from a GGUF
         tokenizer.bos_token, tokenizer.unk_token = "<|im_start|>", "<|endoftext|>"

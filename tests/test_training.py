@@ -393,6 +393,16 @@ def test_full_training_of_a_model_in_four_bits_is_refused(start, tiny_folder):
 # ----------------------------------------------------------------------- learning rate etc.
 
 
+def test_the_faster_precision_is_chosen_and_said():
+    threads = torch.get_num_threads()
+    gain = training._bf16_gain("cpu")
+    chosen, why = training.choose_precision(Recipe(), torch.device("cpu"))
+    assert chosen == ("bf16" if gain > 1.1 else "fp32")
+    assert why == f"bf16 runs at {gain:.1f}x the speed of fp32 here"
+    assert training.choose_precision(RECIPE, torch.device("cpu"))[0] == "fp32"
+    assert torch.get_num_threads() == threads
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 @pytest.mark.parametrize("total, warmup", [(1, 0), (1, 1), (10, 0), (10, 3), (1000, 50)])
 def test_learning_rate_factor(schedule, total, warmup):
