@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import inspect
 import logging
 import os
 import warnings
@@ -97,3 +99,38 @@ def chat_text(
             f"The chat template of this tokenizer refuses a conversation of the roles {roles} "
             f"({error}): change the rows, or use another model."
         ) from error
+
+
+@functools.cache
+def has_varlen_attention(dtype: Any) -> bool:
+    """Whether torch's attention over packed rows runs here: torch 2.10, a GPU from Ampere on."""
+    import torch
+
+    try:
+        from torch.nn.attention.varlen import varlen_attn  # noqa: F401
+    except ImportError:
+        return False
+    return dtype in (torch.float16, torch.bfloat16) and torch.cuda.get_device_capability() >= (8, 0)
+
+
+def varlen_attention(q: Any, k: Any, v: Any, starts: Any, longest: int) -> Any:
+    """Causal attention within packed rows; q, k, v [tokens, heads, dim], starts int32 [rows + 1]."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    names = inspect.signature(varlen_attn).parameters
+    options = {"window_size": (-1, 0)} if "window_size" in names else {"is_causal": True}
+    shared = q.shape[1] // k.shape[1]
+    if shared > 1 and "enable_gqa" in names:  # from 2.13
+        options["enable_gqa"] = True
+    elif shared > 1:
+        k, v = (x.repeat_interleave(shared, dim=1) for x in (k, v))
+    return varlen_attn(q, k, v, starts, starts, longest, longest, **options)
+
+
+@functools.cache
+def has_gpu_compiler() -> bool:
+    """Whether torch.compile can make GPU kernels here: it needs Triton and a GPU from Volta on."""
+    import torch
+    from torch.utils._triton import has_triton
+
+    return torch.cuda.is_available() and has_triton()

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import CausalLMOutput
 
@@ -56,6 +57,8 @@ def answer_loss(
         return F.cross_entropy(logits.float(), targets, reduction="sum")
 
     rows = max(1, CHUNK_BYTES // (4 * _vocabulary(head)))
+    if torch.is_grad_enabled() and not any(p.requires_grad for p in head.parameters()):
+        return _SumOverFrozenHead.apply(states, targets, summed, rows) / divisor
     if len(targets) <= rows:
         return summed(states, targets) / divisor
     total = hidden.new_zeros((), dtype=torch.float32)
@@ -64,6 +67,33 @@ def answer_loss(
         # checkpoint: a chunk's logits are made again in the backward pass instead of kept
         total = total + checkpoint(summed, states[part], targets[part], use_reentrant=False)
     return total / divisor
+
+
+class _SumOverFrozenHead(torch.autograd.Function):
+    """`summed` over chunks of rows, each chunk's gradient made at once, while its logits are there.
+
+    A head that is not trained needs none in the backward pass then: nothing is made twice, and no
+    logits are kept.
+    """
+
+    @staticmethod
+    def forward(ctx, states: Tensor, targets: Tensor, summed: Any, rows: int) -> Tensor:
+        total, grads = states.new_zeros((), dtype=torch.float32), torch.empty_like(states)
+        for start in range(0, len(targets), rows):
+            part = slice(start, start + rows)
+            with torch.enable_grad():
+                chunk = states[part].detach().requires_grad_()
+                loss = summed(chunk, targets[part])
+            (grads[part],) = torch.autograd.grad(loss, chunk)
+            total += loss.detach()
+        ctx.save_for_backward(grads)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        (grads,) = ctx.saved_tensors
+        return grads * grad, None, None, None
 
 
 def _vocabulary(head: nn.Module) -> int:

@@ -20,7 +20,11 @@ from .errors import CourseError
 METHODS = ("full", "lora", "qlora")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit")
+BASE_PRECISIONS = ("auto", "fp8")
 SCHEDULES = ("cosine", "linear", "constant")
+SWITCHES = (
+    "rslora", "packing", "group_by_length", "checkpointing", "offload", "fast", "compile",
+)  # fmt: skip
 # Full fine-tuning moves every weight, so it needs steps about ten times smaller than an adapter.
 DEFAULT_LEARNING_RATE = {"full": 1e-4, "lora": 1e-3, "qlora": 1e-3}
 
@@ -39,6 +43,12 @@ class Recipe:
     max_length: tokens; longer rows are cut and counted.  packing: join rows without padding.
     precision: "auto" takes the faster of bf16 and fp32 on this machine.
     checkpointing: recompute activations in the backward pass (less memory, more time).
+    offload: keep what checkpointing keeps in the CPU's memory (needs a GPU; costs no time where
+    a layer computes longer than its input is copied).
+    fast: run LoRA's decoder layers through `fast` where it knows them; elsewhere the report says
+    why not.  compile: compile their elementwise steps where there is a GPU with Triton.
+    base_precision: "auto" holds the frozen weights as `precision` says; "fp8" holds and multiplies
+    them in 8 bits, on GPUs that can (Ada, Hopper and later).
     evaluate_every, save_every: in steps; None evaluates at the end only and saves no checkpoint.
     """
 
@@ -64,6 +74,10 @@ class Recipe:
     group_by_length: bool = True
     precision: str = "auto"
     checkpointing: bool = False
+    offload: bool = False
+    fast: bool = True
+    compile: bool = True
+    base_precision: str = "auto"
     evaluate_every: int | None = None
     save_every: int | None = None
     seed: int = 0
@@ -130,6 +144,7 @@ def _problems(recipe: Recipe):
         ("precision", PRECISIONS),
         ("optimizer", OPTIMIZERS),
         ("schedule", SCHEDULES),
+        ("base_precision", BASE_PRECISIONS),
     ):
         if getattr(recipe, name) not in allowed:
             yield f"{name} is {getattr(recipe, name)!r} and must be one of {', '.join(allowed)}"
@@ -147,6 +162,12 @@ def _problems(recipe: Recipe):
         value = getattr(recipe, name)
         if not (_is_number(value) and 0 <= value < top):
             yield f"{name} is {value!r} and must be at least 0 and below {top}"
+    if recipe.base_precision == "fp8" and recipe.method != "lora":
+        yield "base_precision 'fp8' is for method 'lora': qlora has its own, full trains the base"
+    if recipe.base_precision == "fp8" and not recipe.fast:
+        yield "base_precision 'fp8' needs fast=True"
+    if recipe.offload and not (recipe.checkpointing and recipe.fast):
+        yield "offload moves what checkpointing keeps: it needs checkpointing=True and fast=True"
     if not recipe.targets:
         yield "targets is empty: name layers, or write 'all-linear'"
     yield from _wrong_kinds(recipe)
@@ -154,7 +175,7 @@ def _problems(recipe: Recipe):
 
 def _wrong_kinds(recipe: Recipe):
     """A YAML file may hold anything: "packing: maybe" would count as true."""
-    for name in ("rslora", "packing", "group_by_length", "checkpointing"):
+    for name in SWITCHES:
         if not isinstance(getattr(recipe, name), bool):
             yield f"{name} is {getattr(recipe, name)!r} and must be true or false"
     if not isinstance(recipe.model, str) or not recipe.model:

@@ -28,7 +28,7 @@ from transformers import (
     set_seed,
 )
 
-from . import compat, models, recipes
+from . import compat, fast, models, recipes
 from .data import Conversation
 from .encoding import IGNORE, Collator, Encoded, batches, count_tokens, encode, packed
 from .errors import CourseError
@@ -44,7 +44,9 @@ OPTIMIZERS = {
 }
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 HUB_NAMES = {models.EMBEDDED: "HuggingFaceTB/SmolLM2-135M-Instruct"}
-MAY_CHANGE = ("evaluate_every", "save_every", "checkpointing")  # between a run and its resumption
+MAY_CHANGE = (
+    "evaluate_every", "save_every", "checkpointing", "offload", "fast", "compile",
+)  # fmt: skip  # between a run and its resumption
 Rows = Sequence[Conversation] | Encoded
 
 
@@ -298,7 +300,7 @@ class _AnswerTrainer(Trainer):
             data_collator=Collator(tokenizer.pad_token_id or 0),
         )
         self.recipe, self.meter, self.report, self.panel = recipe, meter, report, panel
-        self.autocast = autocast_for(precision, place)
+        self.precision, self.autocast = precision, autocast_for(precision, place)
         pad = tokenizer.pad_token_id or 0
         self.validation = batches(validation, recipe.batch_size, pad) if validation else None
         self.model_accepts_loss_kwargs = True  # our forward divides by the whole batch's labels
@@ -311,6 +313,7 @@ class _AnswerTrainer(Trainer):
         casting = disable_input_dtype_casting(self.model) if self._adapts() else None
         with contextlib.ExitStack() as stack:
             stack.enter_context(answers_only(self.model))
+            stack.enter_context(self._fast_layers())
             stack.enter_context(_stop_on_interrupt(self))
             if casting is not None and self.autocast is not contextlib.nullcontext:
                 stack.enter_context(casting)  # autocast casts; PEFT need not do it again
@@ -326,6 +329,26 @@ class _AnswerTrainer(Trainer):
                     self.model.config.use_cache = self.keeps_cache
                 if self.panel:
                     self.panel.finish(self._last_word())
+
+    def _fast_layers(self) -> Any:
+        """The decoder layers made fast, where the recipe wants it and this model allows it."""
+        recipe = self.recipe
+        if recipe.method == "full" or not recipe.fast:
+            return contextlib.nullcontext()
+        reason = fast.why_not(self.model, longest=self.train_dataset.report.longest)
+        if reason and recipe.base_precision == "fp8":
+            raise CourseError(f"base_precision='fp8' needs the fast layers, and {reason}.")
+        if reason:
+            self.report.notes.append(f"stock layers, slower: {reason}")
+            return contextlib.nullcontext()
+        return fast.fast_layers(
+            self.model,
+            dtype=DTYPES[self.precision],
+            base_precision=recipe.base_precision,
+            checkpointing=recipe.checkpointing,
+            offload=recipe.offload,
+            compile=recipe.compile and compat.has_gpu_compiler(),
+        )
 
     def _last_word(self) -> str:
         """How the run ended; after an interruption, how to go on."""

@@ -12,8 +12,11 @@ from transformers import (
     GPTNeoXConfig,
     GraniteConfig,
     LlamaConfig,
+    MistralConfig,
     Phi3Config,
     PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
 )
 
 from course_utils import models
@@ -45,6 +48,9 @@ def config(kind: str, **changes) -> PretrainedConfig:
             "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "initializer_range": 0.2,
         }),
         "gpt_neox": (GPTNeoXConfig, MODERN),
+        "mistral": (MistralConfig, {**grouped, "sliding_window": None}),
+        "qwen2": (Qwen2Config, grouped),
+        "qwen3": (Qwen3Config, {**grouped, "head_dim": 16}),
         "phi3": (Phi3Config, {**grouped, "tie_word_embeddings": False}),
         "gemma2": (Gemma2Config, {**grouped, "head_dim": 16, "final_logit_softcapping": 2.0}),
         "cohere": (CohereConfig, {**grouped, "logit_scale": 0.25}),

@@ -1,0 +1,355 @@
+"""What the GPU benchmarks share: shapes, a process for each case, step times and peaks, results.
+
+Each case runs in a process of its own, `python -m MODULE one '{"system": ...}'`, so that no system
+sees what another one left in memory or patched.  Its row goes to a JSON-lines file at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+if sys.argv[1:2] == ["one"] and '"unsloth"' in sys.argv[2]:
+    import unsloth  # noqa: F401  patches transformers and TRL, so it has to be imported before them
+
+import torch
+from transformers import TrainerCallback, set_seed
+
+Case = dict[str, Any]
+Row = dict[str, Any]
+
+REPOSITORY = Path(__file__).parents[1]
+RESULTS = REPOSITORY / "benchmarks" / "results"
+GIB = 2**30
+MARK = "RESULT "  # begins the line of output that holds a case's row
+SEED, RATE, RANK, ALPHA, VOCABULARY = 0, 2e-4, 16, 32, 49152
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+SAME = ("method", "checkpointing", "shape")  # what two rows must share to be compared
+PEERS = ("unsloth", "unsloth_zoo", "trl", "liger-kernel", "triton", "xformers", "torchao")
+SHAPES: dict[str, dict[str, int]] = {
+    "7b": {  # Llama-2-7B
+        "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 32,
+    },
+    "1b": {  # Llama-3.2-1B
+        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+        "num_attention_heads": 32, "num_key_value_heads": 8,
+    },
+    "tiny": {  # to try a script on a CPU; its figures say nothing
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2,
+    },
+}  # fmt: skip
+
+
+# -------------------------------------------------------------------------------- the model
+
+
+def model_folder(shape: str) -> Path:
+    """Where `build` puts the random model of this shape."""
+    return Path(tempfile.gettempdir()) / f"course-benchmark-{shape}"
+
+
+def build(shape: str, tokenizer: str | None) -> Path:
+    """Write a Llama of this shape with random bf16 weights; `tokenizer`: a folder with its files.
+
+    Without a folder the embedded model's tokenizer is taken, from the user's cache.
+    """
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from course_utils import models
+
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, max_position_embeddings=8192, bos_token_id=1, eos_token_id=2,
+        pad_token_id=2, **SHAPES[shape],
+    )  # fmt: skip
+    folder = model_folder(shape)
+    torch.manual_seed(SEED)
+    with models.device():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder, max_shard_size="4GB")
+    models.load_tokenizer(tokenizer or models.EMBEDDED).save_pretrained(folder)
+    return folder
+
+
+def load_base(shape: str, method: str) -> Any:
+    """The model as guides load it: bf16, and for QLoRA in NF4 with double quantization."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    place = 0 if torch.cuda.is_available() else "cpu"
+    options: dict[str, Any] = {"dtype": torch.bfloat16, "device_map": {"": place}}
+    if method == "qlora":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    return AutoModelForCausalLM.from_pretrained(model_folder(shape), **options)
+
+
+def lora_config() -> Any:
+    """The adapter that every system trains."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type="CAUSAL_LM", r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=LINEAR
+    )
+
+
+def peft_model(shape: str, method: str, checkpointing: bool) -> Any:
+    """Base and adapter as PEFT's documentation puts them together."""
+    from peft import get_peft_model, prepare_model_for_kbit_training
+
+    model = load_base(shape, method)
+    if method == "qlora":
+        model = prepare_model_for_kbit_training(
+            model,
+            use_gradient_checkpointing=checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+        )
+    set_seed(SEED)  # every system draws the same A matrices
+    return get_peft_model(model, lora_config())
+
+
+def unsloth_model(shape: str, method: str, checkpointing: bool, length: int) -> tuple[Any, Any]:
+    """(model with adapter, tokenizer) as Unsloth's notebooks make them."""
+    from unsloth import FastLanguageModel
+
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        str(model_folder(shape)), max_seq_length=length, dtype=torch.bfloat16,
+        load_in_4bit=method == "qlora", local_files_only=True,
+    )  # fmt: skip
+    model = FastLanguageModel.get_peft_model(
+        model, r=RANK, lora_alpha=ALPHA, lora_dropout=0, bias="none", target_modules=LINEAR,
+        use_gradient_checkpointing="unsloth" if checkpointing else False, random_state=SEED,
+    )  # fmt: skip
+    return model, tokenizer
+
+
+def peer_arguments(batch: int, steps: int, checkpointing: bool, folder: str) -> dict[str, Any]:
+    """Keywords of `TrainingArguments` (and TRL's `SFTConfig`) that all peers get."""
+    keywords = {
+        "output_dir": folder, "max_steps": steps, "per_device_train_batch_size": batch,
+        "learning_rate": RATE, "lr_scheduler_type": "constant", "bf16": torch.cuda.is_available(),
+        "seed": SEED, "data_seed": SEED, "logging_steps": 1, "save_strategy": "no",
+        "report_to": "none", "disable_tqdm": True, "gradient_checkpointing": checkpointing,
+    }  # fmt: skip
+    if checkpointing:
+        keywords["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
+    return keywords
+
+
+# -------------------------------------------------------------------------------- measuring
+
+
+class StepMeter(TrainerCallback):
+    """Seconds and loss of each step, and the peak of the allocator after `warm` steps.
+
+    seconds: from the start of the forward pass to the end of the optimizer's step, the GPU waited
+    for at both ends.  whole: from the end of one step to the end of the next, loading and logging
+    included.  The peak outlives those who reset torch's own meanwhile (ours does, by phase).
+    """
+
+    def __init__(self, warm: int) -> None:
+        self.warm, self.peak, self.reserved = warm, 0, 0
+        self.seconds: list[float] = []
+        self.whole: list[float] = []
+        self.losses: list[float] = []
+        self._ended: float | None = None
+        self._reset = torch.cuda.reset_peak_memory_stats
+        torch.cuda.reset_peak_memory_stats = self._note_and_reset
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.warm and torch.cuda.is_available():
+            self._reset()
+            self.peak = self.reserved = 0
+        self._start = self._now()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        now = self._now()
+        self.seconds.append(now - self._start)
+        self.whole.append(now - (self._ended or self._start))
+        self._ended = now
+        self._note()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and "loss" in logs:
+            self.losses.append(round(float(logs["loss"]), 4))
+
+    def _now(self) -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def _note(self) -> None:
+        if torch.cuda.is_available():
+            self.peak = max(self.peak, torch.cuda.max_memory_allocated())
+            self.reserved = max(self.reserved, torch.cuda.max_memory_reserved())
+
+    def _note_and_reset(self, *args: Any, **kwargs: Any) -> None:
+        self._note()
+        self._reset(*args, **kwargs)
+
+    def figures(self) -> Row:
+        """Times are medians of the steps after the warm-up; memory in GiB, weights included."""
+        return {
+            "seconds_per_step": round(statistics.median(self.seconds[self.warm :]), 4),
+            "whole_seconds_per_step": round(statistics.median(self.whole[self.warm :]), 4),
+            "peak_gib": round(self.peak / GIB, 2),
+            "reserved_gib": round(self.reserved / GIB, 2),
+            "losses": self.losses,
+            "final_loss": self.losses[-1],
+        }
+
+
+def facts() -> Row:
+    """Device, versions and date, for each row."""
+    from course_utils import memory, models
+    from course_utils.report import versions
+
+    found = versions()
+    for package in PEERS:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    device = memory.device_name(models.device())
+    return {"device": device, "date": date.today().isoformat(), "versions": found}
+
+
+# ---------------------------------------------------------------------------------- running
+
+
+def answer(case: Case, measure: Callable[[Case], Row]) -> None:
+    """The child's part: measure one case and print its row."""
+    started = time.perf_counter()
+    row = case | measure(case)
+    row["process_seconds"] = round(time.perf_counter() - started, 1)
+    print(MARK + json.dumps(row | facts()), flush=True)
+
+
+def run(module: str, cases: list[Case], lines: Path, seconds: float, limit: float = 150) -> None:
+    """Measure the cases in turn and append a row each; start none after `seconds`."""
+    print(f"Rows go to {lines}.", flush=True)
+    end = time.monotonic() + seconds
+    for case in cases:
+        left = end - time.monotonic()
+        if left < 20:
+            print(f"no time left for {json.dumps(case)}", flush=True)
+            continue
+        row = run_one(module, case, min(limit, left))
+        with lines.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+        print(brief(row), flush=True)
+
+
+def run_one(module: str, case: Case, limit: float) -> Row:
+    """One case's row, from a new process; what went wrong stands under "error"."""
+    command = [sys.executable, "-m", module, "one", json.dumps(case)]
+    with tempfile.TemporaryDirectory() as scratch:
+        offline = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1"}
+        offline["UNSLOTH_COMPILE_LOCATION"] = str(Path(scratch) / "unsloth")
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", timeout=limit,
+                cwd=REPOSITORY, env=os.environ | offline,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return case | {"error": f"stopped after {limit:.0f} s"}
+    found = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
+    if found:
+        return json.loads(found[-1].removeprefix(MARK))
+    said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+    return case | {"error": " | ".join(said[-5:])[-1500:]}
+
+
+def brief(row: Row) -> str:
+    """A row on one line, for who watches."""
+    name = f"{row['system']:12} {row.get('method', ''):6}"
+    name += " checkpointing" if row.get("checkpointing") else ""
+    if "error" in row:
+        return f"{name}: {row['error']}"
+    return (
+        f"{name}: {row['tokens_per_second']:,.0f} tokens/s, {row['peak_gib']} GiB, "
+        f"loss {row['final_loss']}, {row['process_seconds']:.0f} s"
+    )
+
+
+def parser(about: str, actions: list[str], *, name: str) -> argparse.ArgumentParser:
+    """The options that the benchmarks share; `name`: of the file that `collect` writes."""
+    made = argparse.ArgumentParser(description=about.splitlines()[0])
+    made.add_argument("action", choices=actions)
+    made.add_argument("what", nargs="*", help="one: the case as JSON; collect: the files")
+    made.add_argument("--shape", default="7b", choices=list(SHAPES))
+    made.add_argument("--seconds", type=float, default=560, help="stop after these")
+    made.add_argument("--only", help="systems, separated by commas")
+    made.add_argument("--recipe", help='more fields of our recipe, as JSON: {"compile": false}')
+    made.add_argument("--name", default=name, help="collect: the file in results/, without .json")
+    return made
+
+
+def lines_path(name: str) -> Path:
+    """The JSON-lines file of this run: in $OUT if that is set, else in the temporary folder."""
+    return Path(os.environ.get("OUT") or tempfile.gettempdir()) / f"{name}.jsonl"
+
+
+# ------------------------------------------------------------------------------- collecting
+
+
+def read_rows(files: list[str]) -> list[Row]:
+    """All rows of these JSON-lines files; of one case the last measured without an error."""
+    rows: dict[str, Row] = {}
+    for file in files:
+        for line in Path(file).read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            name = json.dumps([row.get(key) for key in ("system", *SAME, "recipe")])
+            if name not in rows or "error" not in row:
+                rows[name] = row
+    return list(rows.values())
+
+
+def ratios(rows: list[Row], ours: str, peers: tuple[str, ...]) -> list[Row]:
+    """`ours` over each peer, in speed and peak memory, and the losses' largest difference."""
+    good = [row for row in rows if "error" not in row]
+    found = []
+    for row in (r for r in good if r["system"] == ours):
+        made: Row = {key: row.get(key) for key in ("system", *SAME, "recipe")}
+        for peer in good:
+            if peer["system"] not in peers or any(peer.get(k) != row.get(k) for k in SAME):
+                continue
+            gaps = [abs(a - b) for a, b in zip(row["losses"], peer["losses"], strict=False)]
+            made[peer["system"]] = {
+                "speed": round(row["tokens_per_second"] / peer["tokens_per_second"], 3),
+                "memory": round(row["peak_gib"] / max(peer["peak_gib"], 0.01), 3),
+                "largest_loss_difference": round(max(gaps), 4),
+            }
+        found.append(made)
+    return found
+
+
+def write_result(name: str, result: Row) -> Path:
+    """Write `results/NAME.json`; what all rows share (device, versions) stands once, above them."""
+    good = [row for row in result["rows"] if "error" not in row]
+    shared = {}
+    for key in ("device", "date"):
+        values = sorted({row[key] for row in good})
+        shared[key] = values[0] if len(values) == 1 else values
+    shared["versions"] = {k: v for row in good for k, v in row["versions"].items()}
+    rows = [{k: v for k, v in row.items() if k not in shared} for row in result["rows"]]
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    text = json.dumps(shared | result | {"rows": rows}, indent=1)
+    path.write_text(text + "\n", encoding="utf-8", newline="\n")
+    return path

@@ -1,0 +1,169 @@
+"""Our training step beside its peers' on one GPU: LoRA and QLoRA of a 7B model, the same tokens.
+
+    python -m benchmarks.peers_gpu build --tokenizer FOLDER   # the model, once: 13.8 GB of disk
+    python -m benchmarks.peers_gpu run --seconds 560          # rows go to $OUT/peers.jsonl
+    python -m benchmarks.peers_gpu run --only plain,liger --seconds 300
+    python -m benchmarks.peers_gpu collect peers.jsonl        # writes results/peers_h200.json
+
+Llama-2-7B's shape with 49,152 words and random weights in bf16; rank 16, alpha 32 on all linear
+layers, no dropout; 4 rows of 1024 random tokens a step, AdamW at 2e-4, gradients clipped at 1.
+All systems draw the same adapters and take the rows in the same order (one seed, the Trainer's own
+sampler), which the losses of each step show.  Systems:
+
+- ours: `training.run`; ours_fp8: the same with the frozen weights in fp8
+- unsloth: its model under transformers' Trainer; trl: `SFTTrainer` with its default loss
+- plain: transformers' Trainer and PEFT; liger: the same with `use_liger_kernel`
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import gpu_common as common
+from benchmarks.gpu_common import SEED, Case, Row, StepMeter
+
+MODULE = "benchmarks.peers_gpu"
+BATCH, STEPS, WARM = 4, 20, 4
+LENGTH = {"7b": 1024, "1b": 1024, "tiny": 64}  # tokens of a row
+ORDER = ("ours", "unsloth", "ours_fp8", "trl", "plain", "liger")  # the most important first
+PEERS = ("unsloth", "trl", "plain", "liger")
+# A recipe's fields beyond those that all systems share, by system.
+EXTRA: dict[str, dict[str, Any]] = {"ours": {}, "ours_fp8": {"base_precision": "fp8"}}
+
+
+def tokens(case: Case) -> list[list[int]]:
+    """The token rows; each is trained on once."""
+    draw, length = random.Random(SEED), LENGTH[case["shape"]]
+    return [[draw.randrange(3, 32000) for _ in range(length)] for _ in range(STEPS * BATCH)]
+
+
+def ours(case: Case, meter: StepMeter) -> None:
+    """`training.run` on rows that are encoded already; `case["recipe"]` may set more fields."""
+    from course_utils import training
+    from course_utils.encoding import Encoded, EncodingReport
+    from course_utils.recipes import from_dict
+
+    rows, length = tokens(case), LENGTH[case["shape"]]
+    count = len(rows) * length
+    report = EncodingReport(len(rows), count, count, length, truncated=0, sequences=len(rows))
+    fields = {
+        "model": str(common.model_folder(case["shape"])), "method": case["method"],
+        "rank": common.RANK, "alpha": common.ALPHA, "learning_rate": common.RATE,
+        "schedule": "constant", "warmup": 0.0, "batch_size": BATCH, "max_steps": STEPS,
+        "max_length": length, "group_by_length": False, "precision": "bf16", "seed": SEED,
+        "checkpointing": case["checkpointing"],
+    }  # fmt: skip
+    fields |= EXTRA[case["system"]] | case.get("recipe", {})
+    encoded = Encoded([{"input_ids": row, "labels": row} for row in rows], report)
+    with tempfile.TemporaryDirectory() as folder:
+        training.run(from_dict(fields), encoded, output_dir=folder, callbacks=[meter])
+
+
+def peer_trainer(case: Case, meter: StepMeter) -> None:
+    """transformers' Trainer: as it is, with Liger's kernels, or with Unsloth's model."""
+    from transformers import Trainer, TrainingArguments, default_data_collator
+
+    checkpointing = case["checkpointing"]
+    if case["system"] == "unsloth":  # checkpoints by itself, so the Trainer is told nothing of it
+        length = LENGTH[case["shape"]]
+        model, _ = common.unsloth_model(case["shape"], case["method"], checkpointing, length)
+        checkpointing = False
+    else:
+        model = common.peft_model(case["shape"], case["method"], checkpointing)
+    data = [
+        {"input_ids": row, "labels": row, "attention_mask": [1] * len(row)} for row in tokens(case)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            **common.peer_arguments(BATCH, STEPS, checkpointing, folder),
+            use_liger_kernel=case["system"] == "liger",
+        )
+        trainer = Trainer(
+            model=model, args=arguments, train_dataset=data, callbacks=[meter],
+            data_collator=default_data_collator,
+        )  # fmt: skip
+        trainer.train()
+
+
+def trl(case: Case, meter: StepMeter) -> None:
+    """TRL's SFTTrainer, which adds the adapter itself, in bf16 and without a cast up to fp32."""
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    model = common.load_base(case["shape"], case["method"])
+    tokenizer = AutoTokenizer.from_pretrained(common.model_folder(case["shape"]))
+    with tempfile.TemporaryDirectory() as folder:
+        keywords = common.peer_arguments(BATCH, STEPS, case["checkpointing"], folder)
+        common.set_seed(SEED)
+        trainer = SFTTrainer(
+            model=model, args=SFTConfig(**keywords, max_length=LENGTH[case["shape"]]),
+            train_dataset=Dataset.from_dict({"input_ids": tokens(case)}),
+            processing_class=tokenizer,
+            peft_config=common.lora_config(), callbacks=[meter],
+        )  # fmt: skip
+        trainer.train()
+
+
+TRAIN: dict[str, Callable[[Case, StepMeter], None]] = {
+    "ours": ours, "ours_fp8": ours, "unsloth": peer_trainer, "trl": trl, "plain": peer_trainer,
+    "liger": peer_trainer,
+}  # fmt: skip
+
+
+def measure(case: Case) -> Row:
+    """Train one system for `STEPS` steps, in this process."""
+    meter = StepMeter(WARM)
+    TRAIN[case["system"]](case, meter)
+    figures = meter.figures()
+    length = LENGTH[case["shape"]]
+    rate = BATCH * length / figures["seconds_per_step"]
+    return {"batch": BATCH, "length": length, "tokens_per_second": round(rate, 1)} | figures
+
+
+def cases(shape: str, only: str | None, recipe: str | None) -> list[Case]:
+    """All cases in the order in which they are worth measuring."""
+    extra = json.loads(recipe) if recipe else {}
+    made = []
+    for name in only.split(",") if only else ORDER:
+        for method in ("lora",) if name == "ours_fp8" else ("lora", "qlora"):
+            for checkpointing in (True, False):
+                case = {"system": name, "method": method, "checkpointing": checkpointing}
+                # offload: what a checkpoint keeps waits in the machine's memory
+                fields = {"recipe": {"offload": checkpointing} | extra} if name in EXTRA else {}
+                made.append(case | {"shape": shape} | fields)
+    return made
+
+
+def collect(files: list[str], name: str) -> Path:
+    """Merge the rows of one run into `results/NAME.json`, with the ratios ours / peer."""
+    rows = common.read_rows(files)
+    made = [ratio for system in EXTRA for ratio in common.ratios(rows, system, PEERS)]
+    about = "ours / peer: above 1 is better in speed, below 1 in peak memory"
+    return common.write_result(name, {"summary_is": about, "summary": made, "rows": rows})
+
+
+def main() -> None:
+    """The command line; see the top of this file."""
+    parser = common.parser(__doc__, ["build", "run", "one", "collect"], name="peers_h200")
+    parser.add_argument("--tokenizer", help="build: folder with the tokenizer's files")
+    given = parser.parse_args()
+    if given.action == "build":
+        print(common.build(given.shape, given.tokenizer))
+    elif given.action == "one":
+        common.answer(json.loads(given.what[0]), measure)
+    elif given.action == "run":
+        wanted = cases(given.shape, given.only, given.recipe)
+        common.run(MODULE, wanted, common.lines_path("peers"), given.seconds)
+    else:
+        print(collect(given.what, given.name))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

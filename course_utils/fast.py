@@ -1,0 +1,688 @@
+"""The decoder layers of a LoRA run, made fast: the same numbers in fewer passes over memory.
+
+Most of a LoRA step should be large matrix products with the frozen weights; in stock layers half
+of the rest is spent on reading and writing activations once more than needed.  What this module
+does about it (benchmarks/results/ablation_h200.json has the figure that each brought):
+
+1. q, k and v read the same input, and so do gate and up: each set is one product (`Group`).
+2. An adapter's output is added by the product that makes it, and its scale sits in B.
+3. The backward pass is written by hand (`_Attention`, `_MLP`).  It keeps a layer's input, q, k, v,
+   the attention's output and gate/up; norms and SwiGLU are made again from those.
+4. Checkpointing keeps the inputs alone and makes again only what the backward pass reads: the two
+   output projections, a third of a layer's work, are not among it.
+5. Inputs may wait in the CPU's memory until they are needed (`Offload`).
+6. The elementwise steps between the products are compiled, where there is a compiler.
+7. The frozen weights may be 4-bit (dequantized a group at a time) or fp8 (`Fp8Weight`).
+
+`fast_layers(model, ...)` puts this in a model's way for as long as its block lasts.  It covers
+models built like Llama (Mistral, Qwen 2 and 3, SmolLM ...); for all others the stock layers stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import types
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from . import fp8
+from .attention import Rows, attend
+from .errors import CourseError
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # config.model_type of what is known
+
+# ------------------------------------------------------------------ elementwise steps
+# Each is one kernel when compiled.  Sums and norms are in fp32, as in transformers.
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(normed, 1 / root mean square) of each row of x [tokens, width]."""
+    wide = x.float()
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return weight * (wide * scale).to(x.dtype), scale
+
+
+def rms_norm_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, more: Tensor
+) -> Tensor:
+    """Gradient at x of `rms_norm`, plus `more`: what reached x past the norm."""
+    normed, through = x.float() * scale, grad.float() * weight.float()
+    along = (through * normed).mean(-1, keepdim=True)
+    return (more.float() + scale * (through - normed * along)).to(x.dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of x [..., tokens, heads, head_dim]; with -sin, its gradient."""
+    half = x.shape[-1] // 2
+    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+    return x * cos + turned * sin
+
+
+def rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """`rotate`, into x itself."""
+    x.copy_(rotate(x, cos, sin))
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up of gate_up [tokens, 2 * width]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def swiglu_backward(grad: Tensor, gate_up: Tensor) -> None:
+    """Writes the gradient at gate_up into gate_up, and `swiglu(gate_up)` into grad."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    silu = F.silu(gate)
+    made, d_up = silu * up, grad * silu
+    d_gate = torch.ops.aten.silu_backward(grad * up, gate)
+    grad.copy_(made)
+    gate.copy_(d_gate)
+    up.copy_(d_up)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The elementwise steps, compiled or as written."""
+
+    norm: Any = staticmethod(rms_norm)
+    norm_backward: Any = staticmethod(rms_norm_backward)
+    rotate_in_place: Any = staticmethod(rotate_in_place)
+    swiglu: Any = staticmethod(swiglu)
+    swiglu_backward: Any = staticmethod(swiglu_backward)
+
+
+@functools.cache
+def compiled_steps() -> Steps:
+    """The steps through torch.compile, for any number of tokens."""
+    names = (rms_norm, rms_norm_backward, rotate_in_place, swiglu, swiglu_backward)
+    return Steps(*(torch.compile(step, dynamic=True) for step in names))
+
+
+# --------------------------------------------------------------------- frozen weights
+
+
+class Weight:
+    """A frozen matrix [outputs, inputs] in the precision that is computed in."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = matrix
+
+    def ready(self) -> Weight:
+        """What to multiply by: this, or its dequantized copy."""
+        return self
+
+    def restore(self) -> None:
+        """Leave the layers' own weights as they were."""
+
+    def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
+        """x @ W.T, plus `more` (a bias [outputs] or a residual [tokens, outputs])."""
+        wide = self.matrix.t()
+        return x @ wide if more is None else torch.addmm(more, x, wide)
+
+    def backward(self, grad: Tensor) -> Tensor:
+        """grad @ W."""
+        return grad @ self.matrix
+
+
+class FourBitWeight(Weight):
+    """bitsandbytes' 4-bit matrices, one below the other; dequantized for each use."""
+
+    def __init__(self, layers: Sequence[nn.Module], dtype: torch.dtype) -> None:
+        self.parts = [layer.weight for layer in layers]
+        self.dtype = dtype
+        self.sizes = [layer.out_features for layer in layers]
+        self.inputs = layers[0].in_features
+
+    def ready(self) -> Weight:
+        from bitsandbytes.functional import dequantize_4bit
+
+        place = self.parts[0].device
+        matrix = torch.empty(sum(self.sizes), self.inputs, dtype=self.dtype, device=place)
+        for part, rows in zip(self.parts, matrix.split(self.sizes), strict=True):
+            if place.type == "cuda" and part.quant_state.dtype == self.dtype:
+                dequantize_4bit(part.data, part.quant_state, out=rows)
+            else:
+                rows.copy_(dequantize_4bit(part.data, part.quant_state))
+        return Weight(matrix)
+
+
+# ------------------------------------------------------------------ layers as groups
+
+
+class Group:
+    """Linear layers that read the same input, run as one product, with their adapters.
+
+    With m adapted layers of rank r, A is [m r, inputs]: theirs one below the other; B is
+    [all outputs, m r]: theirs times alpha / r on the diagonal, and zeros.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], dtype: torch.dtype, make_weight) -> None:
+        self.layers = list(layers)
+        self.bases = [getattr(layer, "base_layer", layer) for layer in layers]
+        self.sizes = [base.out_features for base in self.bases]
+        biases = [base.bias for base in self.bases]
+        self.bias = None if biases[0] is None else torch.cat(biases).detach().to(dtype)
+        self.weight = make_weight(self.bases)
+        self.A, self.B, self.slots = self._slots(dtype)
+
+    def _slots(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None, list[Slot]]:
+        """A and B (filled by `_Gather`), and where each adapter's own weights stand in them."""
+        adapted = [_adapter(layer) for layer in self.layers]
+        rank = sum(a.weight.shape[0] for a, _, _ in filter(None, adapted))
+        if not rank:
+            return None, None, []
+        place = self.bases[0].weight.device
+        A = torch.zeros(rank, self.bases[0].in_features, dtype=dtype, device=place)
+        B = torch.zeros(sum(self.sizes), rank, dtype=dtype, device=place)
+        slots, row, column = [], 0, 0
+        for size, adapter in zip(self.sizes, adapted, strict=True):
+            if adapter is not None:
+                a, b, scale = adapter
+                columns = slice(column, column + a.weight.shape[0])
+                slots.append(Slot(a.weight, b.weight, scale, columns, slice(row, row + size)))
+                column = columns.stop
+            row += size
+        return A, B, slots
+
+    def forward(self, weight: Weight, x: Tensor, A: Tensor | None, B: Tensor | None, more=None):
+        """(x W.T + (x A.T) B.T plus `more`, x A.T) for x [tokens, inputs]."""
+        y = weight.forward(x, self.bias if more is None else more)
+        if more is not None and self.bias is not None:
+            y += self.bias
+        if A is None:
+            return y, None
+        inner = x @ A.t()
+        return y.addmm_(inner, B.t()), inner
+
+    def backward(self, weight: Weight, grad: Tensor, A: Tensor | None, B: Tensor | None):
+        """(gradient at x, gradient at x A.T) for the gradient at the output."""
+        dx = weight.backward(grad)
+        if A is None:
+            return dx, None
+        d_inner = grad @ B
+        return dx.addmm_(d_inner, A), d_inner
+
+    @staticmethod
+    def adapter_gradients(grad: Tensor, x: Tensor, inner: Tensor | None, d_inner: Tensor | None):
+        """The gradients at A and B."""
+        if inner is None:
+            return None, None
+        return d_inner.t() @ x, grad.t() @ inner
+
+
+@dataclass
+class Slot:
+    """One adapter's own weights, its scale, and its columns and rows in the group's B."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    columns: slice
+    rows: slice
+
+
+def _adapter(layer: nn.Module) -> tuple[nn.Module, nn.Module, float] | None:
+    """(A, B, scale) of the layer's active adapter; None without one."""
+    if not hasattr(layer, "lora_A") or not len(layer.lora_A):
+        return None
+    (name,) = layer.active_adapters
+    return layer.lora_A[name], layer.lora_B[name], layer.scaling[name]
+
+
+def _joined(bases: Sequence[nn.Module], dtype: torch.dtype) -> Tensor:
+    """The layers' weights one below the other; they become views of it, so none is held twice."""
+    if len(bases) == 1:
+        return bases[0].weight.detach().to(dtype)
+    matrix = torch.cat([base.weight.detach() for base in bases]).to(dtype)
+    if bases[0].weight.dtype == dtype:
+        sizes = [base.out_features for base in bases]
+        for base, rows in zip(bases, matrix.split(sizes), strict=True):
+            base.weight.data = rows
+    return matrix
+
+
+class _Gather(torch.autograd.Function):
+    """All adapters' fp32 weights -> each group's A and B in the precision computed in.
+
+    Once a forward pass, in a few kernels for the whole model; their gradients go back the same way.
+    """
+
+    @staticmethod
+    def forward(ctx, groups: Sequence[Group], *weights: Tensor):
+        ctx.groups = groups
+        slots = [(group, slot) for group in groups for slot in group.slots]
+        b_views = [group.B[slot.rows, slot.columns] for group, slot in slots]
+        torch._foreach_copy_(
+            [group.A[slot.columns] for group, slot in slots] + b_views,
+            [slot.a.detach() for _, slot in slots] + [slot.b.detach() for _, slot in slots],
+        )
+        torch._foreach_mul_(b_views, [slot.scale for _, slot in slots])
+        return tuple(t.view_as(t) for group in groups for t in (group.A, group.B))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads: Tensor):
+        made = []
+        for group, da, db in zip(ctx.groups, grads[::2], grads[1::2], strict=True):
+            for slot in group.slots:
+                made += [da[slot.columns], db[slot.rows, slot.columns] * slot.scale]
+        weights = [w for group in ctx.groups for slot in group.slots for w in (slot.a, slot.b)]
+        full = [torch.empty_like(weight) for weight in weights]
+        torch._foreach_copy_(full, made)
+        return None, *full
+
+
+def gather(groups: Sequence[Group]) -> dict[int, tuple[Tensor, Tensor]]:
+    """id of a group -> its (A, B), ready to multiply with and connected to the adapters' weights."""
+    groups = [group for group in groups if group.slots]
+    weights = [w for group in groups for slot in group.slots for w in (slot.a, slot.b)]
+    made = _Gather.apply(groups, *weights)
+    return {id(g): pair for g, pair in zip(groups, zip(made[::2], made[1::2], strict=True))}
+
+
+# ------------------------------------------------------------------ one decoder layer
+
+
+@dataclass
+class Layer:
+    """The parts of one decoder layer."""
+
+    qkv: Group
+    out: Group
+    gate_up: Group
+    down: Group
+    norms: tuple[nn.Module, nn.Module]
+    head_norms: tuple[nn.Module, nn.Module] | None  # Qwen 3 norms each head of q and of k
+    head_dim: int
+
+    @property
+    def groups(self) -> tuple[Group, Group, Group, Group]:
+        """All its groups, in the order of use."""
+        return self.qkv, self.out, self.gate_up, self.down
+
+    def heads(self, qkv: Tensor, rows: Rows) -> list[Tensor]:
+        """q, k, v as [batch, tokens, heads, head_dim], views of qkv."""
+        parts = qkv.view(*rows.shape, -1).split(self.qkv.sizes, dim=-1)
+        return [part.unflatten(-1, (-1, self.head_dim)) for part in parts]
+
+
+@dataclass
+class Pass:
+    """What all layers of one forward pass share."""
+
+    rows: Rows  # which tokens see which
+    cos: Tensor  # [batch or 1, tokens, 1, head_dim]
+    sin: Tensor
+    steps: Steps
+    checkpointing: bool = False
+    offload: Offload | None = None
+
+
+def _mix(layer: Layer, qkv: Tensor, run: Pass) -> tuple[list[Tensor], Tensor]:
+    """Attention over qkv, as a little graph of its own: (its leaves, its output [tokens, width]).
+
+    Without norms on the heads the rotation happens in qkv itself, and q, k and v are the leaves.
+    """
+    if layer.head_norms is None:
+        size = sum(layer.qkv.sizes[:2])
+        both = qkv[:, :size].view(*run.rows.shape, -1, layer.head_dim)
+        run.steps.rotate_in_place(both, run.cos, run.sin)
+        leaves = [part.detach().requires_grad_() for part in layer.heads(qkv, run.rows)]
+        q, k, v = leaves
+    else:
+        leaves = [qkv.detach().requires_grad_()]
+        q, k, v = layer.heads(leaves[0], run.rows)
+        q, k = (norm(x) for norm, x in zip(layer.head_norms, (q, k), strict=True))
+        q, k = (rotate(x, run.cos, run.sin) for x in (q, k))
+    return leaves, attend(q, k, v, run.rows).flatten(0, 1).flatten(1)
+
+
+def _unmix(layer: Layer, leaves: list[Tensor], mixed: Tensor, grad: Tensor, run: Pass) -> Tensor:
+    """The gradient at qkv [tokens, outputs] for the gradient at the attention's output."""
+    grads = torch.autograd.grad(mixed, leaves, grad)
+    if layer.head_norms is not None:
+        return grads[0]
+    joined = torch.cat([part.flatten(2) for part in grads], dim=-1).flatten(0, 1)
+    size = sum(layer.qkv.sizes[:2])
+    both = joined[:, :size].view(*run.rows.shape, -1, layer.head_dim)
+    run.steps.rotate_in_place(both, run.cos, -run.sin)
+    return joined
+
+
+class _Attention(torch.autograd.Function):
+    """x + output projection of attention of the normed x; x [tokens, width]."""
+
+    @staticmethod
+    def forward(ctx, x, a_qkv, b_qkv, a_out, b_out, layer: Layer, run: Pass):
+        norm = layer.norms[0]
+        normed, _ = run.steps.norm(x, norm.weight, norm.variance_epsilon)
+        qkv, inner = layer.qkv.forward(layer.qkv.weight.ready(), normed, a_qkv, b_qkv)
+        del normed
+        keep = any(ctx.needs_input_grad) and not run.checkpointing
+        with torch.set_grad_enabled(keep):
+            leaves, mixed = _mix(layer, qkv, run)
+        made, inner_out = layer.out.forward(
+            layer.out.weight.ready(), mixed.detach(), a_out, b_out, more=x
+        )
+        ctx.graph = (leaves, mixed) if keep else None
+        _keep(ctx, layer, run, x, (a_qkv, b_qkv, a_out, b_out), (inner, inner_out))
+        return made
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        layer, run, weight = ctx.layer, ctx.run, ctx.layer.qkv.weight.ready()
+        x, a_qkv, b_qkv, a_out, b_out, *inners = _kept(ctx)
+        norm = layer.norms[0]
+        normed, scale = run.steps.norm(x, norm.weight, norm.variance_epsilon)
+        if ctx.graph:
+            (leaves, mixed), (inner, inner_out) = ctx.graph, inners
+        else:
+            qkv, inner = layer.qkv.forward(weight, normed, a_qkv, b_qkv)
+            with torch.enable_grad():
+                leaves, mixed = _mix(layer, qkv, run)
+            del qkv
+            inner_out = None if a_out is None else mixed.detach() @ a_out.t()
+        ctx.graph = None
+        dmixed, d_inner = layer.out.backward(layer.out.weight.ready(), grad, a_out, b_out)
+        d_out = layer.out.adapter_gradients(grad, mixed.detach(), inner_out, d_inner)
+        dqkv = _unmix(layer, leaves, mixed, dmixed, run)
+        del leaves, mixed, dmixed
+        d_inner = None if a_qkv is None else dqkv @ b_qkv
+        d_qkv = layer.qkv.adapter_gradients(dqkv, normed, inner, d_inner)
+        if not ctx.needs_input_grad[0]:  # the first layer: below it nothing is trained
+            return None, *d_qkv, *d_out, None, None
+        del normed
+        dx, _ = layer.qkv.backward(weight, dqkv, a_qkv, b_qkv)
+        dx = run.steps.norm_backward(dx, x, norm.weight, scale, grad)
+        return dx, *d_qkv, *d_out, None, None
+
+
+class _MLP(torch.autograd.Function):
+    """x + down(silu(gate) * up) of the normed x; x [tokens, width]."""
+
+    @staticmethod
+    def forward(ctx, x, a_up, b_up, a_down, b_down, layer: Layer, run: Pass):
+        norm = layer.norms[1]
+        normed, _ = run.steps.norm(x, norm.weight, norm.variance_epsilon)
+        gate_up, inner = layer.gate_up.forward(layer.gate_up.weight.ready(), normed, a_up, b_up)
+        del normed
+        made, inner_down = layer.down.forward(
+            layer.down.weight.ready(), run.steps.swiglu(gate_up), a_down, b_down, more=x
+        )
+        _keep(ctx, layer, run, x, (a_up, b_up, a_down, b_down), (inner, inner_down, gate_up))
+        return made
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        layer, run, weight = ctx.layer, ctx.run, ctx.layer.gate_up.weight.ready()
+        x, a_up, b_up, a_down, b_down, *kept = _kept(ctx)
+        norm = layer.norms[1]
+        normed, scale = run.steps.norm(x, norm.weight, norm.variance_epsilon)
+        if kept:
+            inner, inner_down, gate_up = kept
+        else:
+            (gate_up, inner), inner_down = layer.gate_up.forward(weight, normed, a_up, b_up), None
+        act, d_inner = layer.down.backward(layer.down.weight.ready(), grad, a_down, b_down)
+        run.steps.swiglu_backward(act, gate_up)  # their last use: they take their gradients
+        if inner_down is None and a_down is not None:
+            inner_down = act @ a_down.t()
+        d_down = layer.down.adapter_gradients(grad, act, inner_down, d_inner)
+        del act
+        dx, d_inner = layer.gate_up.backward(weight, gate_up, a_up, b_up)
+        d_up = layer.gate_up.adapter_gradients(gate_up, normed, inner, d_inner)
+        dx = run.steps.norm_backward(dx, x, norm.weight, scale, grad)
+        return dx, *d_up, *d_down, None, None
+
+
+def _keep(ctx, layer: Layer, run: Pass, x: Tensor, adapters: tuple, more: tuple) -> None:
+    """Save a half layer's input (here or in the CPU's memory), its adapters and what is not made
+    again: `more`, unless checkpointing.
+    """
+    ctx.layer, ctx.run = layer, run
+    offload = run.offload if any(ctx.needs_input_grad) else None
+    ctx.ticket = offload.put(x) if offload else None
+    ctx.save_for_backward(
+        None if offload else x, *adapters, *(() if run.checkpointing else more)
+    )
+
+
+def _kept(ctx) -> list[Tensor | None]:
+    x, *others = ctx.saved_tensors
+    return [ctx.run.offload.take(ctx.ticket) if ctx.ticket is not None else x, *others]
+
+
+class Offload:
+    """Layer inputs wait in page-locked CPU memory; copies run beside the computation.
+
+    Copies go over a stream of their own.  An input stays referenced on the card until the stream
+    of the computation has waited for its copy, so that its memory cannot be used again too early.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device)
+        self.away: list[Tensor | None] = []  # by ticket
+        self.leaving: deque[tuple[int, Tensor, torch.cuda.Event]] = deque()
+        self.coming: dict[int, tuple[Tensor, torch.cuda.Event]] = {}
+
+    def put(self, x: Tensor) -> int:
+        """Start the copy of x to the CPU; the ticket to ask for it again."""
+        if self.coming:  # a backward pass that did not run to its end
+            self.coming.clear()
+        home = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+        done = self._copy(home, x)
+        self.away.append(home)
+        self.leaving.append((len(self.away) - 1, x, done))
+        if len(self.leaving) > 2:
+            _, _, done = self.leaving.popleft()
+            torch.cuda.current_stream().wait_event(done)
+        return len(self.away) - 1
+
+    def take(self, ticket: int) -> Tensor:
+        """The input of that ticket, on the card; the copy of the one before it is started."""
+        here = [x for number, x, _ in self.leaving if number == ticket]
+        self.leaving.clear()
+        if here:
+            (x,) = here
+        else:
+            x, done = self.coming.pop(ticket, None) or self._fetch(ticket)
+            torch.cuda.current_stream().wait_event(done)
+        if ticket:
+            self.coming[ticket - 1] = self._fetch(ticket - 1)
+        del self.away[ticket:]
+        return x
+
+    def _fetch(self, ticket: int) -> tuple[Tensor, torch.cuda.Event]:
+        home = self.away[ticket]
+        x = torch.empty(home.shape, dtype=home.dtype, device=self.stream.device)
+        return x, self._copy(x, home)
+
+    def _copy(self, to: Tensor, source: Tensor) -> torch.cuda.Event:
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            to.copy_(source, non_blocking=True)
+            return self.stream.record_event()
+
+
+# ---------------------------------------------------------------------- a whole model
+
+
+@dataclass
+class FastDecoder:
+    """A decoder's embedding, layers and last norm, run by this module."""
+
+    decoder: nn.Module
+    layers: list[Layer]
+    steps: Steps
+    checkpointing: bool = False
+    offload: Offload | None = None
+    groups: list[Group] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.groups = [group for layer in self.layers for group in layer.groups]
+
+    def __call__(
+        self, input_ids: Tensor, position_ids: Tensor | None = None, packed: bool | None = None
+    ) -> Tensor:
+        """Last hidden states [batch, tokens, width] of rows padded on the right, or packed."""
+        packed = position_ids is not None if packed is None else packed
+        rows = Rows.packed(position_ids) if packed else Rows.padded(input_ids)
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        embedded = self.decoder.embed_tokens(input_ids).detach()  # frozen: no gradient goes below
+        cos, sin = self.decoder.rotary_emb(embedded, position_ids=position_ids)
+        run = Pass(
+            rows, cos.unsqueeze(2), sin.unsqueeze(2), self.steps,
+            self.checkpointing, self.offload if torch.is_grad_enabled() else None,
+        )  # fmt: skip
+        pairs = gather(self.groups)
+        none = (None, None)
+        x = embedded.flatten(0, 1)
+        for layer in self.layers:
+            q, o, g, d = (pairs.get(id(group), none) for group in layer.groups)
+            x = _Attention.apply(x, *q, *o, layer, run)
+            x = _MLP.apply(x, *g, *d, layer, run)
+        return self.decoder.norm(x.view_as(embedded))
+
+
+def decoder_of(model: nn.Module) -> nn.Module:
+    """The decoder inside a causal language model, or inside PEFT's wrapper around one."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return getattr(base, base.base_model_prefix)
+
+
+def why_not(model: nn.Module, longest: int = 0) -> str | None:
+    """Why this module cannot run the model's layers; None if it can."""
+    config = decoder_of(model).config
+    if config.model_type not in FAMILIES:
+        return f"{config.model_type} layers are not built like Llama's"
+    window = getattr(config, "sliding_window", None)
+    if window and getattr(config, "use_sliding_window", True) and window < longest:
+        return f"rows of {longest} tokens are longer than the attention window of {window}"
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    if not trained or not all(".lora_A." in name or ".lora_B." in name for name in trained):
+        return "weights other than LoRA matrices are trained"
+    for layer in model.modules():
+        if hasattr(layer, "lora_A") and (reason := _odd_adapter(layer)):
+            return reason
+    return None
+
+
+def _odd_adapter(layer: nn.Module) -> str | None:
+    if len(layer.active_adapters) != 1 or layer.merged or layer.disable_adapters:
+        return "an adapter is merged, switched off, or one of several"
+    if getattr(layer, "lora_variant", None) or any(b.bias is not None for b in layer.lora_B.values()):
+        return "the adapter is a variant of LoRA"
+    dropout = layer.lora_dropout[layer.active_adapters[0]]
+    if getattr(dropout, "p", 0.0) > 0:
+        return "adapter dropout is on (dropout=0 allows it)"
+    return None
+
+
+def _weight_maker(dtype: torch.dtype, base_precision: str, compile: bool):
+    """How the frozen weights of a group's layers are held."""
+
+    def make(bases: Sequence[nn.Module]):
+        if hasattr(bases[0].weight, "quant_state"):
+            return FourBitWeight(bases, dtype)
+        if base_precision == "fp8":
+            return fp8.Fp8Weight(bases, compile)
+        return Weight(_joined(bases, dtype))
+
+    return make
+
+
+def _layers(decoder: nn.Module, dtype: torch.dtype, make_weight) -> list[Layer]:
+    make = functools.partial(Group, dtype=dtype, make_weight=make_weight)
+    made = []
+    for block in decoder.layers:
+        attention, mlp = block.self_attn, block.mlp
+        head_norms = None
+        if hasattr(attention, "q_norm"):
+            head_norms = (attention.q_norm, attention.k_norm)
+        made.append(
+            Layer(
+                make([attention.q_proj, attention.k_proj, attention.v_proj]),
+                make([attention.o_proj]),
+                make([mlp.gate_proj, mlp.up_proj]),
+                make([mlp.down_proj]),
+                (block.input_layernorm, block.post_attention_layernorm),
+                head_norms,
+                attention.head_dim,
+            )
+        )
+    return made
+
+
+@contextlib.contextmanager
+def fast_layers(
+    model: nn.Module,
+    *,
+    dtype: torch.dtype,
+    base_precision: str = "auto",
+    checkpointing: bool = False,
+    offload: bool = False,
+    compile: bool = False,
+) -> Iterator[FastDecoder]:
+    """Inside the block, `model`'s decoder layers are run by this module.
+
+    dtype: the precision computed in.  base_precision: "fp8" holds and multiplies the frozen
+    weights in 8 bits.  checkpointing, offload, compile: see the module's text; offload needs a GPU.
+    Raises CourseError where `why_not` gives a reason, or where the result is not the model's own.
+    """
+    if reason := why_not(model):
+        raise CourseError(f"The fast layers cannot run this model: {reason}.")
+    decoder = decoder_of(model)
+    place = next(model.parameters()).device
+    fast = FastDecoder(
+        decoder,
+        _layers(decoder, dtype, _weight_maker(dtype, base_precision, compile)),
+        compiled_steps() if compile else Steps(),
+        checkpointing,
+        Offload(place) if offload and place.type == "cuda" else None,
+    )
+    if base_precision != "fp8":
+        _check_same(decoder, fast)
+    plain = decoder.forward
+
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, **others: Any):
+        if input_ids is None or others.get("past_key_values") is not None:
+            return plain(input_ids, attention_mask, position_ids, **others)
+        with torch.autocast(input_ids.device.type, enabled=False):
+            return BaseModelOutputWithPast(last_hidden_state=fast(input_ids, position_ids))
+
+    decoder.forward = types.MethodType(forward, decoder)
+    try:
+        yield fast
+    finally:
+        del decoder.forward
+        for group in fast.groups:
+            group.weight.restore()
+
+
+@torch.no_grad()
+def _check_same(decoder: nn.Module, fast: FastDecoder) -> None:
+    """Raise CourseError unless both give the same hidden states for a few tokens."""
+    place, was_training = next(decoder.parameters()).device, decoder.training
+    tokens = torch.arange(3, 19, device=place).view(2, 8)
+    decoder.eval()
+    try:
+        own, ours = decoder(tokens, use_cache=False)[0].float(), fast(tokens).float()
+    finally:
+        decoder.train(was_training)
+    apart = float((own - ours).norm() / own.norm())
+    if not apart < 0.05:  # bf16 rounds to about 0.01 over a deep model
+        raise CourseError(
+            f"The fast layers do not give this model's own hidden states (off by {apart:.1%}): "
+            "set fast=False."
+        )

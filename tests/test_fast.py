@@ -1,0 +1,206 @@
+"""The fast layers: the same loss and gradients as the stock layers, by every road through them."""
+
+from __future__ import annotations
+
+import pytest
+import tiny_models
+import torch
+from peft import LoraConfig, get_peft_model
+from test_loss import assert_same, batch, loss_and_gradients
+
+from course_utils import attention, fast, loss, models
+from course_utils.encoding import Collator, pack
+from course_utils.errors import CourseError
+
+KINDS = ["llama", "untied", "mistral", "qwen2", "qwen3"]
+FP32 = {"dtype": torch.float32}
+
+
+def adapted(kind: str = "llama", targets=None, model=None, dropout: float = 0.0):
+    """A small model with an adapter whose A and B are random, biases too."""
+    model = model or tiny_models.model(kind, vocab_size=tiny_models.FEW)
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if name.endswith("_proj.bias"):
+            parameter.data.normal_()
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=4,
+        lora_alpha=12,
+        lora_dropout=dropout,
+        target_modules=targets or models.target_modules(model),
+        init_lora_weights=False,
+    )
+    return get_peft_model(model, config)
+
+
+def fast_loss(model, inputs, **options):
+    with loss.answers_only(model), fast.fast_layers(model, **{**FP32, **options}):
+        return loss_and_gradients(model, inputs)
+
+
+def packed_batch(count: int = 9, longest: int = 20) -> dict[str, torch.Tensor]:
+    rows = pack(tiny_models.rows(count, longest=longest), 48)
+    return Collator(0)(rows)
+
+
+# --------------------------------------------------------------------- value and gradients
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointing"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_the_stock_layers(kind, checkpointing):
+    model = adapted(kind)
+    plain = loss_and_gradients(model, batch())
+    assert_same(plain, fast_loss(model, batch(), checkpointing=checkpointing))
+
+
+@pytest.mark.parametrize(
+    "targets", [["q_proj", "v_proj"], ["o_proj"], ["up_proj", "down_proj"], ["k_proj", "gate_proj"]]
+)
+def test_adapters_on_some_layers_only(targets):
+    model = adapted(targets=targets)
+    assert_same(loss_and_gradients(model, batch()), fast_loss(model, batch()))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_packed_rows_equal_the_stock_layers(kind):
+    model, inputs = adapted(kind), packed_batch()
+    with loss.answers_only(model):
+        plain = loss_and_gradients(model, inputs)
+    assert_same(plain, fast_loss(model, inputs))
+
+
+def test_packed_equals_the_same_rows_unpacked():
+    """Loss and gradients of rows one by one, and of the same rows behind each other."""
+    model, rows = adapted(), tiny_models.rows(7)
+    one_by_one = Collator(0)(rows)
+    assert_same(
+        fast_loss(model, one_by_one), fast_loss(model, Collator(0)(pack(rows, max_length=64)))
+    )
+
+
+def test_adapter_of_another_scale_for_each_layer():
+    model = adapted()
+    for layer in model.modules():
+        if hasattr(layer, "lora_A"):
+            layer.scaling["default"] = float(torch.rand(())) + 0.5
+    assert_same(loss_and_gradients(model, batch()), fast_loss(model, batch()))
+
+
+def test_gradients_accumulate():
+    model = adapted()
+    model.zero_grad()
+    for seed in (0, 1):
+        model(**batch(seed=seed)).loss.backward()
+    plain = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    with loss.answers_only(model), fast.fast_layers(model, **FP32):
+        for seed in (0, 1):
+            model(**batch(seed=seed)).loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(parameter.grad, plain[name], rtol=1e-3, atol=2e-5)
+
+
+def test_an_update_is_seen_by_the_next_step():
+    model = adapted()
+    with loss.answers_only(model), fast.fast_layers(model, **FP32):
+        before = loss_and_gradients(model, batch())
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.mul_(1.5)
+        after = loss_and_gradients(model, batch())
+    assert before[0] != after[0]
+    assert_same(loss_and_gradients(model, batch()), after)
+
+
+def test_four_bit_base_equals_the_stock_layers(tmp_path):
+    tiny_models.model(vocab_size=tiny_models.FEW).save_pretrained(tmp_path)
+    base = models.load(tmp_path, quantize=True, on="cpu", dtype=torch.float32)
+    models.keep_4bit_trainable(base)
+    model = adapted(model=base)
+    assert_same(loss_and_gradients(model, batch()), fast_loss(model, batch()))
+
+
+def test_bf16_is_within_rounding():
+    model = adapted()
+    (value, _), (short, _) = fast_loss(model, batch()), fast_loss(
+        model.to(torch.bfloat16), batch(), dtype=torch.bfloat16
+    )
+    torch.testing.assert_close(value, short.float(), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.slow
+def test_compiled_steps_equal_the_written_ones():
+    """Needs a C++ compiler, as torch.compile does on a CPU."""
+    model = adapted()
+    try:
+        compiled = fast_loss(model, batch(), compile=True)
+    except torch._inductor.exc.InductorError as error:
+        pytest.skip(f"no compiler here: {error}".splitlines()[0])
+    assert_same(fast_loss(model, batch()), compiled)
+
+
+# ------------------------------------------------------------------------------- attention
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+def test_attention_by_products_equals_torchs_own(heads, monkeypatch):
+    torch.manual_seed(0)
+    q = torch.randn(2, 7, heads[0], 8, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(2, 7, heads[1], 8, dtype=torch.float64, requires_grad=True) for _ in "kv")
+    rows, weight = attention.Rows.padded(torch.zeros(2, 7)), torch.randn(2, 7, heads[0], 8)
+    made = []
+    for most in (attention.SCORES, 0):
+        monkeypatch.setattr(attention, "SCORES", most)
+        out = attention.attend(q, k, v, rows)
+        made.append((out, *torch.autograd.grad((out * weight).sum(), (q, k, v))))
+    for ours, own in zip(*made, strict=True):
+        torch.testing.assert_close(ours, own)
+
+
+def test_rows_are_told_apart_by_their_positions():
+    rows = attention.Rows.packed(torch.tensor([[0, 1, 2, 0, 1], [0, 1, 0, 0, 0]]))
+    assert rows.starts.tolist() == [0, 3, 5, 7, 8, 9, 10]
+    assert rows.longest == 3
+
+
+# ----------------------------------------------------------------------- where it does not go
+
+
+def test_the_model_is_its_own_again_afterwards():
+    model = adapted()
+    before = loss_and_gradients(model, batch())
+    fast_loss(model, batch())
+    assert "forward" not in fast.decoder_of(model).__dict__
+    assert_same(before, loss_and_gradients(model, batch()))
+
+
+def test_generation_inside_the_block_uses_the_stock_layers():
+    model = adapted().eval()
+    ids = torch.tensor([[5, 6, 7]])
+    plain = model.generate(input_ids=ids, max_new_tokens=5, do_sample=False)
+    with loss.answers_only(model), fast.fast_layers(model, **FP32):
+        again = model.generate(input_ids=ids, max_new_tokens=5, do_sample=False)
+    assert plain.tolist() == again.tolist()
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma2", "phi3"])
+def test_other_families_are_refused_with_the_reason(kind):
+    model = adapted(kind)
+    assert "not built like Llama" in fast.why_not(model)
+    with pytest.raises(CourseError, match="not built like Llama"), fast.fast_layers(model, **FP32):
+        pass
+
+
+def test_what_it_cannot_run_is_named():
+    assert "dropout" in fast.why_not(adapted(dropout=0.1))
+    assert "other than LoRA" in fast.why_not(tiny_models.model())
+    model = adapted()
+    model.merge_adapter()
+    assert "merged" in fast.why_not(model)
+    windowed = adapted(model=tiny_models.model("mistral", sliding_window=16))
+    assert fast.why_not(windowed, longest=16) is None
+    assert "window of 16" in fast.why_not(windowed, longest=17)
