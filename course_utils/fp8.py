@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +30,6 @@ def quantize_rows(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Ten
     return (wide / scale).to(FP8), scale
 
 
-@functools.cache
-def _step(name: str, compiled: bool):
-    step = {"quantize": quantize_rows, "transpose": transpose}[name]
-    return torch.compile(step, dynamic=name == "quantize") if compiled else step
-
-
 def transpose(x: Tensor) -> Tensor:
     """x.T of bytes, laid out anew."""
     return x.t().contiguous()
@@ -46,15 +41,14 @@ class Fp8Weight:
     The weights it was made from wait in the CPU's memory until `restore`.
     """
 
-    def __init__(self, bases: Sequence[nn.Module], compiled: bool = False) -> None:
-        self.bases = bases
+    def __init__(self, bases: Sequence[nn.Module], steps: Any) -> None:
+        self.bases, self.steps = bases, steps
         self.home = [base.weight.data.cpu() for base in bases]
         made = [quantize_rows(base.weight.data) for base in bases]
         for base in bases:
             base.weight.data = base.weight.data.new_empty(0)
         self.matrix = torch.cat([m.view(torch.uint8) for m, _ in made]).view(FP8)
         self.scale = torch.cat([scale for _, scale in made])
-        self.quantize, self.transpose = _step("quantize", compiled), _step("transpose", compiled)
 
     def ready(self) -> Fp8Weight:
         """What to multiply by: this."""
@@ -68,15 +62,17 @@ class Fp8Weight:
 
     def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
         """x @ W.T, plus `more` (a bias [outputs] or a residual [tokens, outputs])."""
-        short, scale = self.quantize(x)
+        short, scale = self.steps.quantize_rows(x)
         y = scaled_product(short, self.matrix.t(), scale, self.scale.t(), x.dtype)
         return y if more is None else y.add_(more)
 
     def backward(self, grad: Tensor) -> Tensor:
         """grad @ W: the outputs' scales go into grad before it is rounded."""
-        short, scale = self.quantize(grad, self.scale.flatten())
-        turned = self.transpose(self.matrix.view(torch.uint8)).view(FP8)  # [inputs, outputs]
-        return scaled_product(short, turned.t(), scale, _ones(len(turned), scale.device), grad.dtype)
+        short, scale = self.steps.quantize_rows(grad, self.scale.flatten())
+        turned = self.steps.transpose(self.matrix.view(torch.uint8)).view(FP8)  # [inputs, outputs]
+        return scaled_product(
+            short, turned.t(), scale, _ones(len(turned), scale.device), grad.dtype
+        )
 
 
 @functools.cache

@@ -23,7 +23,7 @@ OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit")
 BASE_PRECISIONS = ("auto", "fp8")
 SCHEDULES = ("cosine", "linear", "constant")
 SWITCHES = (
-    "rslora", "packing", "group_by_length", "checkpointing", "offload", "fast", "compile",
+    "rslora", "packing", "group_by_length", "checkpointing", "offload", "fast", "kernels",
 )  # fmt: skip
 # Full fine-tuning moves every weight, so it needs steps about ten times smaller than an adapter.
 DEFAULT_LEARNING_RATE = {"full": 1e-4, "lora": 1e-3, "qlora": 1e-3}
@@ -46,7 +46,7 @@ class Recipe:
     offload: keep what checkpointing keeps in the CPU's memory (needs a GPU; costs no time where
     a layer computes longer than its input is copied).
     fast: run LoRA's decoder layers through `fast` where it knows them; elsewhere the report says
-    why not.  compile: compile their elementwise steps where there is a GPU with Triton.
+    why not.  kernels: their elementwise steps as Triton kernels, where there is a GPU for them.
     base_precision: "auto" holds the frozen weights as `precision` says; "fp8" holds and multiplies
     them in 8 bits, on GPUs that can (Ada, Hopper and later).
     evaluate_every, save_every: in steps; None evaluates at the end only and saves no checkpoint.
@@ -76,7 +76,7 @@ class Recipe:
     checkpointing: bool = False
     offload: bool = False
     fast: bool = True
-    compile: bool = True
+    kernels: bool = True
     base_precision: str = "auto"
     evaluate_every: int | None = None
     save_every: int | None = None

@@ -28,7 +28,7 @@ from transformers import (
     set_seed,
 )
 
-from . import compat, fast, models, recipes
+from . import compat, fast, fp8, models, recipes
 from .data import Conversation
 from .encoding import IGNORE, Collator, Encoded, batches, count_tokens, encode, packed
 from .errors import CourseError
@@ -38,14 +38,14 @@ from .recipes import Recipe
 from .report import RunReport, load_report, versions
 
 OPTIMIZERS = {
-    "adamw": "adamw_torch",
+    "adamw": "adamw_torch_fused",
     "adamw_8bit": "adamw_bnb_8bit",
     "paged_adamw_8bit": "paged_adamw_8bit",
 }
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 HUB_NAMES = {models.EMBEDDED: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 MAY_CHANGE = (
-    "evaluate_every", "save_every", "checkpointing", "offload", "fast", "compile",
+    "evaluate_every", "save_every", "checkpointing", "offload", "fast", "kernels",
 )  # fmt: skip  # between a run and its resumption
 Rows = Sequence[Conversation] | Encoded
 
@@ -335,6 +335,9 @@ class _AnswerTrainer(Trainer):
         recipe = self.recipe
         if recipe.method == "full" or not recipe.fast:
             return contextlib.nullcontext()
+        place = next(self.model.parameters()).device
+        if recipe.base_precision == "fp8":
+            fp8.check_device(place)
         reason = fast.why_not(self.model, longest=self.train_dataset.report.longest)
         if reason and recipe.base_precision == "fp8":
             raise CourseError(f"base_precision='fp8' needs the fast layers, and {reason}.")
@@ -347,7 +350,7 @@ class _AnswerTrainer(Trainer):
             base_precision=recipe.base_precision,
             checkpointing=recipe.checkpointing,
             offload=recipe.offload,
-            compile=recipe.compile and compat.has_gpu_compiler(),
+            kernels=recipe.kernels and place.type == "cuda" and compat.has_triton(),
         )
 
     def _last_word(self) -> str:

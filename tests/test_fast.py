@@ -126,21 +126,11 @@ def test_four_bit_base_equals_the_stock_layers(tmp_path):
 
 def test_bf16_is_within_rounding():
     model = adapted()
-    (value, _), (short, _) = fast_loss(model, batch()), fast_loss(
-        model.to(torch.bfloat16), batch(), dtype=torch.bfloat16
+    (value, _), (short, _) = (
+        fast_loss(model, batch()),
+        fast_loss(model.to(torch.bfloat16), batch(), dtype=torch.bfloat16),
     )
     torch.testing.assert_close(value, short.float(), rtol=0.02, atol=0.02)
-
-
-@pytest.mark.slow
-def test_compiled_steps_equal_the_written_ones():
-    """Needs a C++ compiler, as torch.compile does on a CPU."""
-    model = adapted()
-    try:
-        compiled = fast_loss(model, batch(), compile=True)
-    except torch._inductor.exc.InductorError as error:
-        pytest.skip(f"no compiler here: {error}".splitlines()[0])
-    assert_same(fast_loss(model, batch()), compiled)
 
 
 # ------------------------------------------------------------------------------- attention
