@@ -5,7 +5,8 @@ of the rest is spent on reading and writing activations once more than needed.  
 does about it (benchmarks/results/ablation_h200.json has the figure that each brought):
 
 1. q, k and v read the same input, and so do gate and up: each set is one product (`Group`).
-2. An adapter's output is added by the product that makes it, and its scale sits in B.
+2. An adapter's output is added in place, by whatever reads the base's output next; its scale sits
+   in B.
 3. The backward pass is written by hand (`_Attention`, `_MLP`).  It keeps a layer's input, q, k, v,
    the attention's output and gate/up; norms and SwiGLU are made again from those.
 4. Checkpointing keeps the inputs alone and makes again only what the backward pass reads: the two
@@ -60,26 +61,53 @@ def rms_norm_backward(
     return (more.float() + scale * (through - normed * along)).to(x.dtype)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position embedding of x [..., tokens, heads, head_dim]."""
     half = x.shape[-1] // 2
-    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return x * cos + turned * sin
+    return x * cos + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin
 
 
-def rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor, back: bool = False) -> None:
-    """`rotate`, into x itself; `back` turns the other way, which is its gradient."""
-    x.copy_(rotate(x, cos, -sin if back else sin))
+def rotate(
+    qkv: Tensor, cos: Tensor, sin: Tensor, rotated: int, inner: Tensor | None, b: Tensor | None
+) -> None:
+    """Adds inner @ b.T to qkv [tokens, width], then turns its first `rotated` heads, in place.
+
+    cos, sin: [batch or 1, tokens, 1, head_dim].
+    """
+    if inner is not None:
+        qkv.addmm_(inner, b.t())
+    _, length, _, width = cos.shape
+    heads = qkv[:, : rotated * width].view(-1, length, rotated, width)
+    heads.copy_(turned(heads, cos, sin))
 
 
-def swiglu(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up of gate_up [tokens, 2 * width]."""
+def rotate_back(qkv: Tensor, cos: Tensor, sin: Tensor, rotated: int) -> None:
+    """The gradient of `rotate`'s turn, in place."""
+    rotate(qkv, cos, -sin, rotated, None, None)
+
+
+def swiglu(gate_up: Tensor, inner: Tensor | None, b: Tensor | None, keep: bool) -> Tensor:
+    """silu(gate) * up after inner @ b.T was added to gate_up [tokens, 2 * width].
+
+    keep: whether gate_up itself must hold the sum afterwards (here it always does).
+    """
+    if inner is not None:
+        gate_up.addmm_(inner, b.t())
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
 
 
-def swiglu_backward(grad: Tensor, gate_up: Tensor) -> None:
-    """Writes the gradient at gate_up into gate_up, and `swiglu(gate_up)` into grad."""
+def swiglu_backward(
+    grad: Tensor, gate_up: Tensor, d_inner: Tensor | None, a_down: Tensor | None,
+    inner: Tensor | None, b: Tensor | None,
+) -> None:  # fmt: skip
+    """Adds d_inner @ a_down to grad and inner @ b.T to gate_up; then writes the gradient at gate_up
+    into gate_up, and what `swiglu` gave into grad.
+    """
+    if d_inner is not None:
+        grad.addmm_(d_inner, a_down)
+    if inner is not None:
+        gate_up.addmm_(inner, b.t())
     gate, up = gate_up.chunk(2, dim=-1)
     silu = F.silu(gate)
     made, d_up = silu * up, grad * silu
@@ -95,7 +123,8 @@ class Steps:
 
     norm: Callable = rms_norm
     norm_backward: Callable = rms_norm_backward
-    rotate_in_place: Callable = rotate_in_place
+    rotate: Callable = rotate
+    rotate_back: Callable = rotate_back
     swiglu: Callable = swiglu
     swiglu_backward: Callable = swiglu_backward
     quantize_rows: Callable = fp8.quantize_rows
@@ -110,7 +139,8 @@ def gpu_steps() -> Steps:
     return Steps(
         kernels.rms_norm,
         kernels.rms_norm_backward,
-        kernels.rotate_in_place,
+        kernels.rotate,
+        kernels.rotate_back,
         kernels.swiglu,
         kernels.swiglu_backward,
         kernels.quantize_rows,
@@ -206,30 +236,33 @@ class Group:
             row += size
         return A, B, slots
 
-    def forward(self, weight: Weight, x: Tensor, A: Tensor | None, B: Tensor | None, more=None):
-        """(x W.T + (x A.T) B.T plus `more`, x A.T) for x [tokens, inputs]."""
+    def forward(self, weight: Weight, x: Tensor, A: Tensor | None, more: Tensor | None = None):
+        """(x W.T plus `more`, x A.T) for x [tokens, inputs]; the adapter is not yet added."""
         y = weight.forward(x, self.bias if more is None else more)
         if more is not None and self.bias is not None:
             y += self.bias
-        if A is None:
-            return y, None
-        inner = x @ A.t()
-        return y.addmm_(inner, B.t()), inner
-
-    def backward(self, weight: Weight, grad: Tensor, A: Tensor | None, B: Tensor | None):
-        """(gradient at x, gradient at x A.T) for the gradient at the output."""
-        dx = weight.backward(grad)
-        if A is None:
-            return dx, None
-        d_inner = grad @ B
-        return dx.addmm_(d_inner, A), d_inner
+        return y, None if A is None else x @ A.t()
 
     @staticmethod
-    def adapter_gradients(grad: Tensor, x: Tensor, inner: Tensor | None, d_inner: Tensor | None):
-        """The gradients at A and B."""
+    def gradients(grad: Tensor, x: Tensor, inner: Tensor | None, d_inner: Tensor | None):
+        """The gradients at A and B, from those at the output and at inner = x A.T."""
         if inner is None:
             return None, None
         return d_inner.t() @ x, grad.t() @ inner
+
+
+def _plus(y: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
+    """y + left @ right, in place; y where there is no adapter."""
+    return y if left is None else y.addmm_(left, right)
+
+
+def _through(grad: Tensor, B: Tensor | None) -> Tensor | None:
+    """The gradient at inner = x A.T."""
+    return None if B is None else grad @ B
+
+
+def _turned(matrix: Tensor | None) -> Tensor | None:
+    return None if matrix is None else matrix.t()
 
 
 @dataclass
@@ -327,6 +360,11 @@ class Layer:
         """All its groups, in the order of use."""
         return self.qkv, self.out, self.gate_up, self.down
 
+    @property
+    def rotated(self) -> int:
+        """How many heads the position turns: those of q and of k."""
+        return sum(self.qkv.sizes[:2]) // self.head_dim
+
     def heads(self, qkv: Tensor, rows: Rows) -> list[Tensor]:
         """q, k, v as [batch, tokens, heads, head_dim], views of qkv."""
         parts = qkv.view(*rows.shape, -1).split(self.qkv.sizes, dim=-1)
@@ -345,22 +383,20 @@ class Pass:
     offload: Offload | None = None
 
 
-def _mix(layer: Layer, qkv: Tensor, run: Pass) -> tuple[list[Tensor], Tensor]:
+def _mix(layer: Layer, qkv: Tensor, inner, b, run: Pass) -> tuple[list[Tensor], Tensor]:
     """Attention over qkv, as a little graph of its own: (its leaves, its output [tokens, width]).
 
     Without norms on the heads the rotation happens in qkv itself, and q, k and v are the leaves.
     """
     if layer.head_norms is None:
-        size = sum(layer.qkv.sizes[:2])
-        both = qkv[:, :size].view(*run.rows.shape, -1, layer.head_dim)
-        run.steps.rotate_in_place(both, run.cos, run.sin)
+        run.steps.rotate(qkv, run.cos, run.sin, layer.rotated, inner, b)
         leaves = [part.detach().requires_grad_() for part in layer.heads(qkv, run.rows)]
         q, k, v = leaves
     else:
-        leaves = [qkv.detach().requires_grad_()]
+        leaves = [_plus(qkv, inner, _turned(b)).detach().requires_grad_()]
         q, k, v = layer.heads(leaves[0], run.rows)
         q, k = (norm(x) for norm, x in zip(layer.head_norms, (q, k), strict=True))
-        q, k = (rotate(x, run.cos, run.sin) for x in (q, k))
+        q, k = (turned(x, run.cos, run.sin) for x in (q, k))
     return leaves, attend(q, k, v, run.rows).flatten(0, 1).flatten(1)
 
 
@@ -370,9 +406,7 @@ def _unmix(layer: Layer, leaves: list[Tensor], mixed: Tensor, grad: Tensor, run:
     if layer.head_norms is not None:
         return grads[0]
     joined = torch.cat([part.flatten(2) for part in grads], dim=-1).flatten(0, 1)
-    size = sum(layer.qkv.sizes[:2])
-    both = joined[:, :size].view(*run.rows.shape, -1, layer.head_dim)
-    run.steps.rotate_in_place(both, run.cos, run.sin, back=True)
+    run.steps.rotate_back(joined, run.cos, run.sin, layer.rotated)
     return joined
 
 
@@ -383,17 +417,16 @@ class _Attention(torch.autograd.Function):
     def forward(ctx, x, a_qkv, b_qkv, a_out, b_out, layer: Layer, run: Pass):
         norm = layer.norms[0]
         normed, _ = run.steps.norm(x, norm.weight, norm.variance_epsilon)
-        qkv, inner = layer.qkv.forward(layer.qkv.weight.ready(), normed, a_qkv, b_qkv)
+        qkv, inner = layer.qkv.forward(layer.qkv.weight.ready(), normed, a_qkv)
         del normed
         keep = any(ctx.needs_input_grad) and not run.checkpointing
         with torch.set_grad_enabled(keep):
-            leaves, mixed = _mix(layer, qkv, run)
-        made, inner_out = layer.out.forward(
-            layer.out.weight.ready(), mixed.detach(), a_out, b_out, more=x
-        )
+            leaves, mixed = _mix(layer, qkv, inner, b_qkv, run)
+        made, inner_out = layer.out.forward(layer.out.weight.ready(), mixed.detach(), a_out, more=x)
         ctx.graph = (leaves, mixed) if keep else None
-        _keep(ctx, layer, run, x, (a_qkv, b_qkv, a_out, b_out), (inner, inner_out))
-        return made
+        more = () if run.checkpointing else (inner, inner_out)
+        _keep(ctx, layer, run, x, (a_qkv, b_qkv, a_out, b_out), more)
+        return _plus(made, inner_out, _turned(b_out))
 
     @staticmethod
     @once_differentiable
@@ -405,22 +438,23 @@ class _Attention(torch.autograd.Function):
         if ctx.graph:
             (leaves, mixed), (inner, inner_out) = ctx.graph, inners
         else:
-            qkv, inner = layer.qkv.forward(weight, normed, a_qkv, b_qkv)
+            qkv, inner = layer.qkv.forward(weight, normed, a_qkv)
             with torch.enable_grad():
-                leaves, mixed = _mix(layer, qkv, run)
+                leaves, mixed = _mix(layer, qkv, inner, b_qkv, run)
             del qkv
             inner_out = None if a_out is None else mixed.detach() @ a_out.t()
         ctx.graph = None
-        dmixed, d_inner = layer.out.backward(layer.out.weight.ready(), grad, a_out, b_out)
-        d_out = layer.out.adapter_gradients(grad, mixed.detach(), inner_out, d_inner)
+        d_inner = _through(grad, b_out)
+        dmixed = _plus(layer.out.weight.ready().backward(grad), d_inner, a_out)
+        d_out = Group.gradients(grad, mixed.detach(), inner_out, d_inner)
         dqkv = _unmix(layer, leaves, mixed, dmixed, run)
         del leaves, mixed, dmixed
-        d_inner = None if a_qkv is None else dqkv @ b_qkv
-        d_qkv = layer.qkv.adapter_gradients(dqkv, normed, inner, d_inner)
+        d_inner = _through(dqkv, b_qkv)
+        d_qkv = Group.gradients(dqkv, normed, inner, d_inner)
         if not ctx.needs_input_grad[0]:  # the first layer: below it nothing is trained
             return None, *d_qkv, *d_out, None, None
         del normed
-        dx, _ = layer.qkv.backward(weight, dqkv, a_qkv, b_qkv)
+        dx = _plus(weight.backward(dqkv), d_inner, a_qkv)
         dx = run.steps.norm_backward(dx, x, norm.weight, scale, grad)
         return dx, *d_qkv, *d_out, None, None
 
@@ -432,13 +466,15 @@ class _MLP(torch.autograd.Function):
     def forward(ctx, x, a_up, b_up, a_down, b_down, layer: Layer, run: Pass):
         norm = layer.norms[1]
         normed, _ = run.steps.norm(x, norm.weight, norm.variance_epsilon)
-        gate_up, inner = layer.gate_up.forward(layer.gate_up.weight.ready(), normed, a_up, b_up)
+        gate_up, inner = layer.gate_up.forward(layer.gate_up.weight.ready(), normed, a_up)
         del normed
-        made, inner_down = layer.down.forward(
-            layer.down.weight.ready(), run.steps.swiglu(gate_up), a_down, b_down, more=x
-        )
-        _keep(ctx, layer, run, x, (a_up, b_up, a_down, b_down), (inner, inner_down, gate_up))
-        return made
+        act = run.steps.swiglu(gate_up, inner, b_up, keep=not run.checkpointing)
+        if run.checkpointing:
+            del gate_up
+        made, inner_down = layer.down.forward(layer.down.weight.ready(), act, a_down, more=x)
+        more = () if run.checkpointing else (inner, gate_up, inner_down)
+        _keep(ctx, layer, run, x, (a_up, b_up, a_down, b_down), more)
+        return _plus(made, inner_down, _turned(b_down))
 
     @staticmethod
     @once_differentiable
@@ -447,30 +483,34 @@ class _MLP(torch.autograd.Function):
         x, a_up, b_up, a_down, b_down, *kept = _kept(ctx)
         norm = layer.norms[1]
         normed, scale = run.steps.norm(x, norm.weight, norm.variance_epsilon)
+        inner_down = added = None
         if kept:
-            inner, inner_down, gate_up = kept
+            inner, gate_up, inner_down = kept
         else:
-            (gate_up, inner), inner_down = layer.gate_up.forward(weight, normed, a_up, b_up), None
-        act, d_inner = layer.down.backward(layer.down.weight.ready(), grad, a_down, b_down)
-        run.steps.swiglu_backward(act, gate_up)  # their last use: they take their gradients
+            gate_up, inner = added = layer.gate_up.forward(weight, normed, a_up)
+        d_inner = _through(grad, b_down)
+        act = layer.down.weight.ready().backward(grad)
+        # the last use of both: they take their gradients, after what is still to be added
+        missing = (inner, b_up) if added else (None, None)
+        run.steps.swiglu_backward(act, gate_up, d_inner, a_down, *missing)
         if inner_down is None and a_down is not None:
             inner_down = act @ a_down.t()
-        d_down = layer.down.adapter_gradients(grad, act, inner_down, d_inner)
+        d_down = Group.gradients(grad, act, inner_down, d_inner)
         del act
-        dx, d_inner = layer.gate_up.backward(weight, gate_up, a_up, b_up)
-        d_up = layer.gate_up.adapter_gradients(gate_up, normed, inner, d_inner)
+        d_inner = _through(gate_up, b_up)
+        d_up = Group.gradients(gate_up, normed, inner, d_inner)
+        del normed
+        dx = _plus(weight.backward(gate_up), d_inner, a_up)
         dx = run.steps.norm_backward(dx, x, norm.weight, scale, grad)
         return dx, *d_up, *d_down, None, None
 
 
 def _keep(ctx, layer: Layer, run: Pass, x: Tensor, adapters: tuple, more: tuple) -> None:
-    """Save a half layer's input (here or in the CPU's memory), its adapters and what is not made
-    again: `more`, unless checkpointing.
-    """
+    """Save a half layer's input (here or in the CPU's memory), its adapters, and `more`."""
     ctx.layer, ctx.run = layer, run
     offload = run.offload if any(ctx.needs_input_grad) else None
     ctx.ticket = offload.put(x) if offload else None
-    ctx.save_for_backward(None if offload else x, *adapters, *(() if run.checkpointing else more))
+    ctx.save_for_backward(None if offload else x, *adapters, *more)
 
 
 def _kept(ctx) -> list[Tensor | None]:

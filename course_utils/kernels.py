@@ -1,8 +1,9 @@
-"""The elementwise steps between a layer's matrix products, as one GPU kernel each (Triton).
+"""The steps between a layer's large matrix products, as one GPU kernel each (Triton).
 
-Written by hand where torch.compile could have written them, because they work in place: q, k, gate
-and up are overwritten by their rotation or their gradient, which saves a tensor of their size each.
-Sums are in fp32.  Without Triton `fast` uses the same steps in plain PyTorch.
+Written by hand where torch.compile could have written most of them, because they work in place: q,
+k, gate and up are overwritten by their rotation or their gradient, which saves a tensor of their
+size each; and because they add an adapter's output (a product of two thin matrices) to what they
+read anyway.  Sums are in fp32.  Without Triton `fast` does the same in plain PyTorch.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-FP8_LARGEST = 448.0  # of float8 e4m3
 
 
 @triton.jit
@@ -39,38 +38,77 @@ def _norm_backward(grad, x, weight, scale, more, out, width, BLOCK: tl.constexpr
 
 
 @triton.jit
-def _rotate(x, cos, sin, stride, heads, positions, sign,
-            HALF: tl.constexpr, HEADS: tl.constexpr):  # fmt: skip
-    token = tl.program_id(0).to(tl.int64)
-    head, at = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
-    angle = (token % positions) * 2 * HALF + at
-    c, s = tl.load(cos + angle).to(tl.float32), tl.load(sin + angle).to(tl.float32) * sign
-    first = x + token * stride + head * 2 * HALF + at
-    a = tl.load(first, head < heads, 0.0).to(tl.float32)
-    b = tl.load(first + HALF, head < heads, 0.0).to(tl.float32)
-    tl.store(first, a * c - b * s, head < heads)
-    tl.store(first + HALF, b * c + a * s, head < heads)
+def _product(left, right, row, rows, at, width, step_k, step_n, rank, RANK: tl.constexpr):
+    """left[row, :rank] @ right[:rank, at]: an adapter's output, or its gradient, for one tile."""
+    k = tl.arange(0, RANK)
+    a = tl.load(left + row[:, None] * rank + k[None, :], (row < rows)[:, None] & (k < rank), 0.0)
+    places = right + k[:, None] * step_k + at[None, :] * step_n
+    b = tl.load(places, (k < rank)[:, None] & (at < width), 0.0)
+    return tl.dot(a, b, input_precision="ieee")
 
 
 @triton.jit
-def _swiglu(gate_up, out, width, BLOCK: tl.constexpr):
-    row, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    gate = tl.load(gate_up + row * 2 * width + at, at < width, 0.0)
-    up = tl.load(gate_up + row * 2 * width + width + at, at < width, 0.0)
+def _rotate(x, inner, b, cos, sin, rows, stride, rotated, positions, sign, rank,
+            HALF: tl.constexpr, RANK: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    row, at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, HALF)
+    row, inside, head = row.to(tl.int64), (row < rows)[:, None], tl.program_id(1)
+    place = x + row[:, None] * stride + head * 2 * HALF + at[None, :]
+    first = tl.load(place, inside, 0.0).to(tl.float32)
+    second = tl.load(place + HALF, inside, 0.0).to(tl.float32)
+    if RANK:
+        b += head * 2 * HALF * rank
+        first += _product(inner, b, row, rows, at, HALF, 1, rank, rank, RANK)
+        second += _product(inner, b + HALF * rank, row, rows, at, HALF, 1, rank, rank, RANK)
+    if head < rotated:
+        angle = (row % positions)[:, None] * 2 * HALF + at[None, :]
+        c = tl.load(cos + angle, inside, 0.0).to(tl.float32)
+        s = tl.load(sin + angle, inside, 0.0).to(tl.float32) * sign
+        first, second = first * c - second * s, second * c + first * s
+    tl.store(place, first, inside)
+    tl.store(place + HALF, second, inside)
+
+
+@triton.jit
+def _swiglu(gate_up, inner, b, out, rows, width, rank,
+            KEEP: tl.constexpr, RANK: tl.constexpr,
+            ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    row, at = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.program_id(0) * BLOCK
+    row, at = row.to(tl.int64), at + tl.arange(0, BLOCK)
+    inside = (row < rows)[:, None] & (at < width)
+    place = gate_up + row[:, None] * 2 * width + at[None, :]
+    gate, up = tl.load(place, inside, 0.0), tl.load(place + width, inside, 0.0)
+    if RANK:
+        more = _product(inner, b, row, rows, at, width, 1, rank, rank, RANK)
+        gate = (gate.to(tl.float32) + more).to(gate.dtype)
+        more = _product(inner, b + width * rank, row, rows, at, width, 1, rank, rank, RANK)
+        up = (up.to(tl.float32) + more).to(up.dtype)
+        if KEEP:
+            tl.store(place, gate, inside)
+            tl.store(place + width, up, inside)
     wide = gate.to(tl.float32)
-    tl.store(out + row * width + at, (wide * tl.sigmoid(wide)).to(gate.dtype) * up, at < width)
+    made = (wide * tl.sigmoid(wide)).to(gate.dtype) * up
+    tl.store(out + row[:, None] * width + at[None, :], made, inside)
 
 
 @triton.jit
-def _swiglu_backward(grad, gate_up, width, BLOCK: tl.constexpr):
-    row, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside, place = at < width, gate_up + row * 2 * width + at
+def _swiglu_backward(grad, gate_up, d_inner, a_down, inner, b, rows, width, rank_down, rank,
+                     DOWN: tl.constexpr, RANK: tl.constexpr,
+                     ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    row, at = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.program_id(0) * BLOCK
+    row, at = row.to(tl.int64), at + tl.arange(0, BLOCK)
+    inside = (row < rows)[:, None] & (at < width)
+    place, source = gate_up + row[:, None] * 2 * width + at, grad + row[:, None] * width + at
     gate = tl.load(place, inside, 0.0).to(tl.float32)
     up = tl.load(place + width, inside, 0.0).to(tl.float32)
-    wide = tl.load(grad + row * width + at, inside, 0.0).to(tl.float32)
+    wide = tl.load(source, inside, 0.0).to(tl.float32)
+    if DOWN:
+        wide += _product(d_inner, a_down, row, rows, at, width, width, 1, rank_down, DOWN)
+    if RANK:
+        gate += _product(inner, b, row, rows, at, width, 1, rank, rank, RANK)
+        up += _product(inner, b + width * rank, row, rows, at, width, 1, rank, rank, RANK)
     share = tl.sigmoid(gate)
     silu = gate * share
-    tl.store(grad + row * width + at, silu * up, inside)
+    tl.store(source, silu * up, inside)
     tl.store(place, wide * up * share * (1 + gate - silu), inside)
     tl.store(place + width, wide * silu, inside)
 
@@ -141,29 +179,73 @@ def rms_norm_backward(
     return grad
 
 
-def rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor, back: bool = False) -> None:
-    """Rotary position embedding of x [batch, tokens, heads, dim], a view with one row a token."""
-    batch, length, heads, width = x.shape
-    cos, sin = cos.contiguous(), sin.contiguous()
-    _rotate[(batch * length,)](
-        x, cos, sin, x.stride(1), heads, cos.numel() // width, -1.0 if back else 1.0,
-        HALF=width // 2, HEADS=triton.next_power_of_2(heads), num_warps=8,
+def _rank(left: Tensor | None, y: Tensor, right: Tensor | None) -> int:
+    """The constant that a kernel adds `left @ right` with; 0 where there is nothing (left) to add.
+
+    A high rank would not fit into a tile: there torch adds it first.
+    """
+    if left is None:
+        return 0
+    if left.shape[1] > 128:
+        y.addmm_(left, right)
+        return 0
+    return max(16, triton.next_power_of_2(left.shape[1]))
+
+
+def rotate(
+    qkv: Tensor, cos: Tensor, sin: Tensor, rotated: int, inner: Tensor | None, b: Tensor | None
+) -> None:
+    """Adds inner @ b.T to qkv [tokens, width], then rotates its first `rotated` heads, in place.
+
+    cos, sin: [batch or 1, tokens, 1, head_dim].
+    """
+    _rotate_heads(qkv, cos, sin, rotated, 1.0, inner, b)
+
+
+def rotate_back(qkv: Tensor, cos: Tensor, sin: Tensor, rotated: int) -> None:
+    """The gradient of `rotate`'s rotation, in place."""
+    _rotate_heads(qkv, cos, sin, rotated, -1.0, None, None)
+
+
+def _rotate_heads(qkv, cos, sin, rotated, sign, inner, b) -> None:
+    width, (rows, total) = cos.shape[-1], qkv.shape
+    rank = _rank(inner, qkv, None if b is None else b.t())
+    _rotate[(triton.cdiv(rows, 64), total // width if rank else rotated)](
+        qkv, inner, b, cos.contiguous(), sin.contiguous(), rows, total, rotated,
+        cos.numel() // width, sign, 0 if inner is None else inner.shape[1],
+        HALF=width // 2, RANK=rank, BLOCK=64, num_warps=4,
     )  # fmt: skip
 
 
-def swiglu(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up of gate_up [tokens, 2 * width]."""
+def swiglu(gate_up: Tensor, inner: Tensor | None, b: Tensor | None, keep: bool) -> Tensor:
+    """silu(gate) * up after inner @ b.T was added to gate_up [tokens, 2 * width].
+
+    keep: whether gate_up itself must hold the sum afterwards.
+    """
     rows, width = len(gate_up), gate_up.shape[1] // 2
-    out = gate_up.new_empty(rows, width)
-    _swiglu[(rows, triton.cdiv(width, 2048))](gate_up, out, width, BLOCK=2048, num_warps=8)
+    out, rank = gate_up.new_empty(rows, width), _rank(inner, gate_up, None if b is None else b.t())
+    _swiglu[(triton.cdiv(width, 128), triton.cdiv(rows, 64))](
+        gate_up, inner, b, out, rows, width, 0 if inner is None else inner.shape[1],
+        KEEP=keep, RANK=rank, ROWS=64, BLOCK=128, num_warps=8,
+    )  # fmt: skip
     return out
 
 
-def swiglu_backward(grad: Tensor, gate_up: Tensor) -> None:
-    """Writes the gradient at gate_up into gate_up, and `swiglu(gate_up)` into grad."""
+def swiglu_backward(
+    grad: Tensor, gate_up: Tensor, d_inner: Tensor | None, a_down: Tensor | None,
+    inner: Tensor | None, b: Tensor | None,
+) -> None:  # fmt: skip
+    """Adds d_inner @ a_down to grad and inner @ b.T to gate_up; then writes the gradient at gate_up
+    into gate_up, and what `swiglu` gave into grad.
+    """
     rows, width = grad.shape
-    grid = (rows, triton.cdiv(width, 2048))
-    _swiglu_backward[grid](grad, gate_up, width, BLOCK=2048, num_warps=8)
+    down = _rank(d_inner, grad, a_down)
+    rank = _rank(inner, gate_up, None if b is None else b.t())
+    _swiglu_backward[(triton.cdiv(width, 128), triton.cdiv(rows, 64))](
+        grad, gate_up, d_inner, a_down, inner, b, rows, width,
+        0 if d_inner is None else d_inner.shape[1], 0 if inner is None else inner.shape[1],
+        DOWN=down, RANK=rank, ROWS=64, BLOCK=128, num_warps=8,
+    )  # fmt: skip
 
 
 def quantize_rows(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:

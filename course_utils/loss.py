@@ -26,7 +26,17 @@ from .errors import CourseError
 from .models import output_layer
 
 IGNORE = -100  # the label that stands for "no loss here", as in torch's cross_entropy
-CHUNK_BYTES = 2**28  # the largest fp32 logits held at once: 256 MiB
+CHUNK_BYTES = 2**27  # the largest fp32 logits held at once: 128 MiB
+
+
+def labelled(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(which of the batch's states are scored, as indices into all of them; against which tokens).
+
+    Made before the forward pass: a GPU has to be waited for to know how many there are.
+    """
+    wanted = F.pad(labels[:, 1:], (0, 1), value=IGNORE).flatten()
+    positions = (wanted != IGNORE).nonzero().flatten()
+    return positions, wanted[positions]
 
 
 def answer_loss(
@@ -36,6 +46,7 @@ def answer_loss(
     *,
     count: Tensor | int | None = None,
     finish: Any = None,
+    where: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Mean cross-entropy of the next token over labelled positions, in nats.
 
@@ -45,10 +56,10 @@ def answer_loss(
     head: the output layer.  count: labels to divide by (a whole accumulated batch's, so that
     accumulation equals the large batch); default those seen here.
     finish: what the model does to its logits after the head (soft-capping, scaling), or None.
+    where: `labelled(labels)`, if it is known already.
     """
-    wanted = labels[:, 1:]
-    keep = wanted != IGNORE
-    states, targets = hidden[:, :-1][keep], wanted[keep]
+    positions, targets = where or labelled(labels)
+    states = hidden.flatten(0, 1)[positions]
     divisor = targets.numel() if count is None else count
 
     def summed(states: Tensor, targets: Tensor) -> Tensor:
@@ -138,9 +149,10 @@ def answers_only(model: nn.Module) -> Iterator[None]:
         if not known:
             return plain(*args, labels=labels, num_items_in_batch=num_items_in_batch, **inputs)
         inputs.pop("return_dict", None)
+        where = labelled(labels)
         hidden = decoder(*args, **inputs)[0]
         loss = answer_loss(
-            hidden, labels, output_layer(self), count=num_items_in_batch, finish=finish
+            hidden, labels, output_layer(self), count=num_items_in_batch, finish=finish, where=where
         )
         return CausalLMOutput(loss=loss)
 
