@@ -130,6 +130,7 @@ def varlen_attention(q: Any, k: Any, v: Any, starts: Any, longest: int) -> Any:
 @functools.cache
 def has_triton() -> bool:
     """Whether Triton kernels run here: it comes with torch's CUDA builds for Linux."""
+    import torch
     from torch.utils._triton import has_triton as works
 
-    return works()
+    return torch.cuda.is_available() and works()

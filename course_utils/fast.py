@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from . import fp8
+from . import compat, fp8
 from .attention import Rows, attend
 from .errors import CourseError
 
@@ -705,7 +705,7 @@ def fast_layers(
         raise CourseError(f"The fast layers cannot run this model: {reason}.")
     decoder = decoder_of(model)
     place = next(model.parameters()).device
-    steps = gpu_steps() if kernels else Steps()
+    steps = gpu_steps() if kernels and place.type == "cuda" and compat.has_triton() else Steps()
     fast = FastDecoder(
         decoder,
         _layers(decoder, dtype, _weight_maker(dtype, base_precision, steps)),

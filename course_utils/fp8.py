@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import CourseError
-
 FP8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FP8).max
 
@@ -80,20 +78,16 @@ def _ones(width: int, device: torch.device) -> Tensor:
     return torch.ones(1, width, device=device)
 
 
+def native(place: torch.device) -> bool:
+    """Whether this device multiplies fp8 by itself: NVIDIA GPUs from Ada (8.9) on."""
+    return place.type == "cuda" and torch.cuda.get_device_capability(place) >= (8, 9)
+
+
 def scaled_product(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype) -> Tensor:
     """(a * a_scale) @ (b * b_scale); a [m, k] by rows, b [k, n] by columns, scales [m, 1], [1, n].
 
     On the matrix units where a GPU has fp8; elsewhere the same numbers from an fp32 product.
     """
-    if a.is_cuda and a.shape[0]:
+    if native(a.device):
         return torch._scaled_mm(a, b, a_scale, b_scale, out_dtype=dtype, use_fast_accum=True)
     return ((a.float() @ b.float()) * a_scale * b_scale).to(dtype)
-
-
-def check_device(place: torch.device) -> None:
-    """Raise CourseError unless this device multiplies fp8."""
-    if place.type != "cuda" or torch.cuda.get_device_capability(place) < (8, 9):
-        raise CourseError(
-            "base_precision='fp8' needs an NVIDIA GPU with fp8 (Ada, Hopper or later), and this is "
-            f"{place.type}: leave it at 'auto'."
-        )

@@ -10,9 +10,10 @@ not grow with the batch.  The value and the gradients are those of the plain los
 from __future__ import annotations
 
 import contextlib
+import functools
 import types
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import CausalLMOutput
 
+from . import compat
 from .errors import CourseError
 from .models import output_layer
 
@@ -69,7 +71,11 @@ def answer_loss(
 
     rows = max(1, CHUNK_BYTES // (4 * _vocabulary(head)))
     if torch.is_grad_enabled() and not any(p.requires_grad for p in head.parameters()):
-        return _SumOverFrozenHead.apply(states, targets, summed, rows) / divisor
+        make = functools.partial(_by_autograd, summed)
+        plain = type(head) is nn.Linear and head.bias is None and finish is None
+        if plain and states.is_cuda and compat.has_triton():
+            make = functools.partial(_by_kernel, head.weight)
+        return _SumOverFrozenHead.apply(states, targets, make, rows) / divisor
     if len(targets) <= rows:
         return summed(states, targets) / divisor
     total = hidden.new_zeros((), dtype=torch.float32)
@@ -81,22 +87,19 @@ def answer_loss(
 
 
 class _SumOverFrozenHead(torch.autograd.Function):
-    """`summed` over chunks of rows, each chunk's gradient made at once, while its logits are there.
+    """The loss summed over chunks of rows, each chunk's gradient made while its logits are there.
 
     A head that is not trained needs none in the backward pass then: nothing is made twice, and no
-    logits are kept.
+    logits are kept.  make: (states, targets) -> (sum of their losses, its gradient at the states).
     """
 
     @staticmethod
-    def forward(ctx, states: Tensor, targets: Tensor, summed: Any, rows: int) -> Tensor:
+    def forward(ctx, states: Tensor, targets: Tensor, make: Callable, rows: int) -> Tensor:
         total, grads = states.new_zeros((), dtype=torch.float32), torch.empty_like(states)
         for start in range(0, len(targets), rows):
             part = slice(start, start + rows)
-            with torch.enable_grad():
-                chunk = states[part].detach().requires_grad_()
-                loss = summed(chunk, targets[part])
-            (grads[part],) = torch.autograd.grad(loss, chunk)
-            total += loss.detach()
+            loss, grads[part] = make(states[part], targets[part])
+            total += loss
         ctx.save_for_backward(grads)
         return total
 
@@ -105,6 +108,23 @@ class _SumOverFrozenHead(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         (grads,) = ctx.saved_tensors
         return grads * grad, None, None, None
+
+
+def _by_autograd(summed: Callable, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(loss, gradient at states) of any head."""
+    with torch.enable_grad():
+        states = states.detach().requires_grad_()
+        loss = summed(states, targets)
+    return loss.detach(), torch.autograd.grad(loss, states)[0]
+
+
+def _by_kernel(weight: Tensor, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for a plain linear head on a GPU: no fp32 copy of the logits is made."""
+    from .kernels import cross_entropy
+
+    logits = states.to(weight.dtype) @ weight.t()
+    losses = cross_entropy(logits, targets)  # and logits have become their gradient
+    return losses.sum(), logits @ weight
 
 
 def _vocabulary(head: nn.Module) -> int:

@@ -40,7 +40,8 @@ class Recipe:
     learning_rate: peak; None takes the method's default.  warmup: share of all steps.
     batch_size: rows a step computes at once; gradient_accumulation: such batches per update.
     epochs: passes over the data; max_steps, where given, decides instead.
-    max_length: tokens; longer rows are cut and counted.  packing: join rows without padding.
+    max_length: tokens; longer rows are cut and counted.  packing: join rows without padding, into
+    sequences of pack_length tokens (default max_length).
     precision: "auto" takes the faster of bf16 and fp32 on this machine.
     checkpointing: recompute activations in the backward pass (less memory, more time).
     offload: keep what checkpointing keeps in the CPU's memory (needs a GPU; costs no time where
@@ -71,6 +72,7 @@ class Recipe:
     max_steps: int | None = None
     max_length: int = 512
     packing: bool = False
+    pack_length: int | None = None
     group_by_length: bool = True
     precision: str = "auto"
     checkpointing: bool = False
@@ -150,7 +152,7 @@ def _problems(recipe: Recipe):
             yield f"{name} is {getattr(recipe, name)!r} and must be one of {', '.join(allowed)}"
     for name in ("rank", "batch_size", "gradient_accumulation", "max_length"):
         yield from _whole(recipe, name)
-    for name in ("max_steps", "evaluate_every", "save_every"):
+    for name in ("max_steps", "evaluate_every", "save_every", "pack_length"):
         if getattr(recipe, name) is not None:
             yield from _whole(recipe, name)
     for name in ("alpha", "learning_rate", "epochs", "max_grad_norm"):
@@ -162,6 +164,8 @@ def _problems(recipe: Recipe):
         value = getattr(recipe, name)
         if not (_is_number(value) and 0 <= value < top):
             yield f"{name} is {value!r} and must be at least 0 and below {top}"
+    if recipe.pack_length and not (recipe.packing and recipe.pack_length >= recipe.max_length):
+        yield "pack_length needs packing=True, and at least max_length tokens"
     if recipe.base_precision == "fp8" and recipe.method != "lora":
         yield "base_precision 'fp8' is for method 'lora': qlora has its own, full trains the base"
     if recipe.base_precision == "fp8" and not recipe.fast:

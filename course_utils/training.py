@@ -128,13 +128,13 @@ def run(
 
 def _encoded(rows: Rows, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encoded:
     if not isinstance(rows, Encoded):
-        return encode(rows, tokenizer, max_length=recipe.max_length, packing=recipe.packing)
+        rows = encode(rows, tokenizer, max_length=recipe.max_length)
     if rows.report.longest > recipe.max_length:
         raise CourseError(
             f"The rows were encoded with up to {rows.report.longest} tokens and the recipe says "
             f"max_length={recipe.max_length}: encode them with that length, or raise the recipe's."
         )
-    return packed(rows, recipe.max_length) if recipe.packing else rows
+    return packed(rows, recipe.pack_length or recipe.max_length) if recipe.packing else rows
 
 
 def _check_fit(model: nn.Module, train: Encoded) -> None:
@@ -336,8 +336,10 @@ class _AnswerTrainer(Trainer):
         if recipe.method == "full" or not recipe.fast:
             return contextlib.nullcontext()
         place = next(self.model.parameters()).device
-        if recipe.base_precision == "fp8":
-            fp8.check_device(place)
+        if recipe.base_precision == "fp8" and not fp8.native(place):
+            self.report.notes.append("no fp8 units here: the same numbers by fp32, and slower")
+        if recipe.kernels and place.type == "cuda" and not compat.has_triton():
+            self.report.notes.append("no Triton here: the steps between products are slower")
         reason = fast.why_not(self.model, longest=self.train_dataset.report.longest)
         if reason and recipe.base_precision == "fp8":
             raise CourseError(f"base_precision='fp8' needs the fast layers, and {reason}.")
@@ -350,7 +352,7 @@ class _AnswerTrainer(Trainer):
             base_precision=recipe.base_precision,
             checkpointing=recipe.checkpointing,
             offload=recipe.offload,
-            kernels=recipe.kernels and place.type == "cuda" and compat.has_triton(),
+            kernels=recipe.kernels,
         )
 
     def _last_word(self) -> str:

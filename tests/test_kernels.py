@@ -91,6 +91,17 @@ def test_swiglu_and_its_backward(rank, dtype):
     same(kernels.swiglu(gate_up.clone(), inner, b, False), fast.swiglu(gate_up, inner, b, False))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cross_entropy_and_its_gradient(dtype):
+    logits = 3 * made(5, 9000, dtype=dtype)
+    targets = torch.tensor([0, 7, 8999, 8192, 300], device=PLACE)
+    wide = logits.float().requires_grad_()
+    plain = torch.nn.functional.cross_entropy(wide, targets, reduction="none")
+    (grad,) = torch.autograd.grad(plain.sum(), wide)
+    torch.testing.assert_close(kernels.cross_entropy(logits, targets), plain)
+    torch.testing.assert_close(logits.float(), grad, rtol=1e-2, atol=1e-5)
+
+
 def test_transpose():
     x = torch.randint(0, 255, (130, 200), dtype=torch.uint8, device=PLACE)
     assert torch.equal(kernels.transpose(x), x.t())

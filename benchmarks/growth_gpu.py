@@ -1,0 +1,219 @@
+"""What each trick of the fast layers brings, and how cost grows with the work, on one GPU.
+
+    python -m benchmarks.growth_gpu run --seconds 200     # rows go to $OUT/growth.jsonl
+    python -m benchmarks.growth_gpu collect growth.jsonl  # results/growth_h200.json and its plots
+
+Random weights made on the card, LoRA of rank 16 on all linear layers, bf16, random tokens, AdamW;
+the median of 4 steps after 2.  Studies:
+
+- ablation: 4 x 1024 tokens of the 7B shape; each line adds one trick to the line above
+- length (one row), batch (rows of 1024), rank, size (4 x 1024 tokens): with all tricks,
+  checkpointing and offload
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from benchmarks import gpu_common as common
+from benchmarks.gpu_common import ALPHA, GIB, LINEAR, RANK, RATE, RESULTS, VOCABULARY, Row
+from course_utils import compat, fast, loss
+
+STEPS, WARM = 4, 2
+SMALL = {"checkpointing": True, "offload": True, "kernels": True}  # least memory
+SIZES: dict[str, tuple[int, int, int, int, int]] = {
+    # width, MLP width, layers, heads, heads of k and v
+    "tiny": (64, 128, 2, 4, 2),
+    "0.5b": (1024, 4096, 24, 16, 16),
+    "1b": (2048, 8192, 16, 32, 8),
+    "3b": (3072, 8192, 28, 24, 8),
+    "7b": (4096, 11008, 32, 32, 32),
+}
+ABLATION: list[tuple[str, dict[str, Any] | None]] = [
+    ("stock layers, all logits", None),
+    ("loss in chunks, with its gradient", None),
+    ("grouped products, backward by hand", {}),
+    ("steps as kernels", {"kernels": True}),
+    ("fp8 base", {"kernels": True, "base_precision": "fp8"}),
+    ("stock layers, chunked loss, checkpointing", None),
+    ("ours, checkpointing", {"kernels": True, "checkpointing": True}),
+    ("ours, checkpointing and offload", SMALL),
+    ("fp8 base, checkpointing and offload", {**SMALL, "base_precision": "fp8"}),
+]
+
+
+def base(size: str) -> torch.nn.Module:
+    """A Llama of this size with random bf16 weights."""
+    width, inner, layers, heads, pairs = SIZES[size]
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=width, intermediate_size=inner,
+        num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=pairs,
+        max_position_embeddings=32768,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    return model.requires_grad_(False)
+
+
+def adapted(model: torch.nn.Module, rank: int = RANK) -> torch.nn.Module:
+    """The model with a fresh adapter."""
+    config = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=ALPHA, target_modules=LINEAR)
+    return get_peft_model(model, config).train()
+
+
+@contextlib.contextmanager
+def path(model: torch.nn.Module, name: str, options: dict[str, Any] | None) -> Iterator[None]:
+    """The way through the model that one line of the ablation means."""
+    with contextlib.ExitStack() as stack:
+        if "all logits" not in name:
+            stack.enter_context(loss.answers_only(model))
+        if options is not None:
+            stack.enter_context(fast.fast_layers(model, dtype=torch.bfloat16, **options))
+        elif "checkpointing" in name:
+            compat.enable_checkpointing(model)
+            stack.callback(compat.disable_checkpointing, model)
+        yield
+
+
+def measure(model: torch.nn.Module, batch: int, length: int) -> Row:
+    """Seconds a step, tokens a second, peak and losses of a few steps."""
+    place = next(model.parameters()).device
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=RATE, fused=True)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 32000, (batch, length), generator=generator).to(place)
+    seconds, losses = [], []
+    for step in range(WARM + STEPS):
+        if step == WARM and place.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        start = _now()
+        with torch.autocast(place.type, torch.bfloat16):
+            value = model(input_ids=ids, labels=ids).loss
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(_now() - start)
+        losses.append(round(value.item(), 4))
+    median = statistics.median(seconds[WARM:])
+    peak = torch.cuda.max_memory_allocated() / GIB if place.type == "cuda" else 0.0
+    return {
+        "batch": batch, "length": length, "seconds_per_step": round(median, 4),
+        "tokens_per_second": round(batch * length / median, 1), "peak_gib": round(peak, 2),
+        "losses": losses,
+    }  # fmt: skip
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def ablation(model: torch.nn.Module, scale: int) -> Iterator[Row]:
+    """One row a line of `ABLATION`."""
+    for name, options in ABLATION:
+        with path(model, name, options):
+            yield {"study": "ablation", "trick": name} | measure(model, 4, 1024 // scale)
+
+
+def growth(model: torch.nn.Module, study: str, points: list[tuple[int, int]]) -> Iterator[Row]:
+    """One row a (batch, length)."""
+    options = SMALL if torch.cuda.is_available() else {}
+    for batch, length in points:
+        with path(model, study, options):
+            yield {"study": study} | measure(model, batch, length)
+
+
+def rows(size: str) -> Iterator[Row]:
+    """All studies; `size` "tiny" tries them on a CPU."""
+    scale = 1 if size != "tiny" else 32
+    model = adapted(base(size))
+    yield from ablation(model, scale)
+    lengths = [128, 512, 1024, 2048, 4096, 8192, 16384, 32768]
+    yield from growth(model, "length", [(1, n // scale) for n in lengths])
+    yield from growth(model, "batch", [(n, 1024 // scale) for n in (1, 2, 4, 8, 16)])
+    for rank in (4, 64, 256):
+        model = adapted(model.unload(), rank)
+        for row in growth(model, "rank", [(4, 1024 // scale)]):
+            yield row | {"rank": rank}
+    for other in ("0.5b", "1b", "3b") if size != "tiny" else ():
+        del model
+        gc.collect()
+        torch.cuda.empty_cache()
+        model = adapted(base(other))
+        for row in growth(model, "size", [(4, 1024)]):
+            yield row | {"size": other, "parameters": sum(p.numel() for p in model.parameters())}
+
+
+def run(lines: Path, seconds: float, size: str) -> None:
+    """Measure until `seconds` have passed; a row goes to the file as soon as it is there."""
+    end = time.monotonic() + seconds
+    for row in rows(size):
+        with lines.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row | common.facts()) + "\n")
+        name = row.get("trick") or f"{row['batch']} x {row['length']}"
+        print(row["study"], name, row["tokens_per_second"], row["peak_gib"], flush=True)
+        if time.monotonic() > end:
+            break
+
+
+def collect(files: list[str], name: str) -> Path:
+    """Write results/NAME.json and its picture."""
+    text = "".join(Path(file).read_text(encoding="utf-8") for file in files)
+    made = common.write_result(name, {"rows": [json.loads(line) for line in text.splitlines()]})
+    plot(json.loads(made.read_text(encoding="utf-8"))["rows"], RESULTS / f"{name}.png")
+    return made
+
+
+def plot(found: list[Row], picture: Path) -> None:
+    """Seconds a step and peak memory against the work, with the line of proportion."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 3, figsize=(11, 6), layout="constrained")
+    for column, study, x, unit in (
+        (0, "length", "length", "tokens in one row"),
+        (1, "batch", "batch", "rows of 1,024 tokens"),
+        (2, "rank", "rank", "rank (4 x 1,024 tokens)"),
+    ):
+        picked = sorted((r for r in found if r["study"] == study), key=lambda r: r[x])
+        for axis, y in zip(axes[:, column], ("seconds_per_step", "peak_gib"), strict=True):
+            xs, ys = [r[x] for r in picked], [r[y] for r in picked]
+            axis.plot(xs, ys, "o-")
+            axis.set(xlabel=unit, ylabel=y.replace("_", " ").replace("gib", "memory (GiB)"))
+            axis.set(xscale="log", yscale="log" if study != "rank" else "linear")
+            if y == "seconds_per_step" and study != "rank":
+                middle = next(i for i, r in enumerate(picked) if r["batch"] * r["length"] >= 4096)
+                axis.plot(xs, [ys[middle] * v / xs[middle] for v in xs], ":", label="in proportion")
+                axis.legend()
+    figure.suptitle("LoRA step of a 7B shape with checkpointing and offload")
+    figure.savefig(picture, dpi=80)
+
+
+def main() -> None:
+    """The command line; see the top of this file."""
+    parser = common.parser(__doc__, ["run", "collect"], name="growth_h200")
+    given = parser.parse_args()
+    if given.action == "run":
+        run(common.lines_path("growth"), given.seconds, given.shape)
+    else:
+        print(collect(given.what, given.name))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
