@@ -198,7 +198,8 @@ def plot(found: list[Row], picture: Path) -> None:
             axis.set(xlabel=unit, ylabel=y.replace("_", " ").replace("gib", "memory (GiB)"))
             axis.set(xscale="log", yscale="log" if study != "rank" else "linear")
             if y == "seconds_per_step" and study != "rank":
-                middle = next(i for i, r in enumerate(picked) if r["batch"] * r["length"] >= 4096)
+                apart = [abs(r["batch"] * r["length"] - 4096) for r in picked]
+                middle = apart.index(min(apart))
                 axis.plot(xs, [ys[middle] * v / xs[middle] for v in xs], ":", label="in proportion")
                 axis.legend()
     figure.suptitle("LoRA step of a 7B shape with checkpointing and offload")
