@@ -296,6 +296,7 @@ def parser(about: str, actions: list[str], *, name: str) -> argparse.ArgumentPar
     made.add_argument("--seconds", type=float, default=560, help="stop after these")
     made.add_argument("--only", help="systems, separated by commas")
     made.add_argument("--recipe", help='more fields of our recipe, as JSON: {"compile": false}')
+    made.add_argument("--note", action="append", help="collect: a remark to keep with the rows")
     made.add_argument("--name", default=name, help="collect: the file in results/, without .json")
     return made
 
@@ -339,8 +340,9 @@ def ratios(rows: list[Row], ours: str, peers: tuple[str, ...]) -> list[Row]:
     return found
 
 
-def write_result(name: str, result: Row) -> Path:
+def write_result(name: str, result: Row, notes: list[str] | None = None) -> Path:
     """Write `results/NAME.json`; what all rows share (device, versions) stands once, above them."""
+    result = {"notes": notes} | result if notes else result
     good = [row for row in result["rows"] if "error" not in row]
     shared = {}
     for key in ("device", "date"):

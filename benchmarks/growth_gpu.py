@@ -170,10 +170,12 @@ def run(lines: Path, seconds: float, size: str) -> None:
             break
 
 
-def collect(files: list[str], name: str) -> Path:
+def collect(files: list[str], name: str, notes: list[str] | None) -> Path:
     """Write results/NAME.json and its picture."""
     text = "".join(Path(file).read_text(encoding="utf-8") for file in files)
-    made = common.write_result(name, {"rows": [json.loads(line) for line in text.splitlines()]})
+    made = common.write_result(
+        name, {"rows": [json.loads(line) for line in text.splitlines()]}, notes
+    )
     plot(json.loads(made.read_text(encoding="utf-8"))["rows"], RESULTS / f"{name}.png")
     return made
 
@@ -213,7 +215,7 @@ def main() -> None:
     if given.action == "run":
         run(common.lines_path("growth"), given.seconds, given.shape)
     else:
-        print(collect(given.what, given.name))
+        print(collect(given.what, given.name, given.note))
 
 
 if __name__ == "__main__":

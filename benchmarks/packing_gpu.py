@@ -184,13 +184,13 @@ def cases(shape: str, only: str | None, recipe: str | None) -> list[Case]:
     return made
 
 
-def collect(files: list[str], name: str) -> Path:
+def collect(files: list[str], name: str, notes: list[str] | None) -> Path:
     """Merge the rows of one run into `results/NAME.json`, with the ratios ours / peer."""
     rows = common.read_rows(files)
     lengths = json.loads(LENGTHS.read_text(encoding="utf-8"))
     about = {key: value for key, value in lengths.items() if key != "pairs"}
     summary = common.ratios(rows, "ours", SYSTEMS[1:])
-    return common.write_result(name, {"lengths": about, "summary": summary, "rows": rows})
+    return common.write_result(name, {"lengths": about, "summary": summary, "rows": rows}, notes)
 
 
 def main() -> None:
@@ -203,7 +203,7 @@ def main() -> None:
         wanted = cases(given.shape, given.only, given.recipe)
         common.run(MODULE, wanted, common.lines_path("packing"), given.seconds)
     else:
-        print(collect(given.what, given.name))
+        print(collect(given.what, given.name, given.note))
 
 
 if __name__ == "__main__":

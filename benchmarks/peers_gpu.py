@@ -141,12 +141,12 @@ def cases(shape: str, only: str | None, recipe: str | None) -> list[Case]:
     return made
 
 
-def collect(files: list[str], name: str) -> Path:
+def collect(files: list[str], name: str, notes: list[str] | None) -> Path:
     """Merge the rows of one run into `results/NAME.json`, with the ratios ours / peer."""
     rows = common.read_rows(files)
     made = [ratio for system in EXTRA for ratio in common.ratios(rows, system, PEERS)]
     about = "ours / peer: above 1 is better in speed, below 1 in peak memory"
-    return common.write_result(name, {"summary_is": about, "summary": made, "rows": rows})
+    return common.write_result(name, {"summary_is": about, "summary": made, "rows": rows}, notes)
 
 
 def main() -> None:
@@ -162,7 +162,7 @@ def main() -> None:
         wanted = cases(given.shape, given.only, given.recipe)
         common.run(MODULE, wanted, common.lines_path("peers"), given.seconds)
     else:
-        print(collect(given.what, given.name))
+        print(collect(given.what, given.name, given.note))
 
 
 if __name__ == "__main__":
