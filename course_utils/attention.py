@@ -1,7 +1,6 @@
-"""Causal attention for training: rows that are padded on the right, or packed into a sequence.
+"""Causal attention for training: rows of one length, or rows packed behind each other.
 
-Neither needs a mask.  Padding on the right comes after everything that is scored, so causal order
-alone keeps it out; packed rows are handed over as so many sequences of their own.  So the kernels
+Neither needs a mask: packed rows are handed over as so many sequences of their own.  So the kernels
 made for plain causal attention serve for both, and no tokens x tokens mask is ever made.
 """
 
@@ -17,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from . import compat
 
 # Up to this size of all scores, a CPU is faster with plain products than with torch's own kernel
-# (benchmarks/results/ablation_cpu.json); beyond it their memory, which grows with the square of
+# (benchmarks/NOTES.md); beyond it their memory, which grows with the square of
 # the length, would count.
 SCORES = 2**24
 
@@ -35,8 +34,8 @@ class Rows:
     longest: int = 0
 
     @classmethod
-    def padded(cls, input_ids: Tensor) -> Rows:
-        """One row a line, padded on the right."""
+    def lines(cls, input_ids: Tensor) -> Rows:
+        """One row a line, all of the same length."""
         return cls(tuple(input_ids.shape), None, input_ids.shape[1])
 
     @classmethod

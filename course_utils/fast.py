@@ -2,7 +2,7 @@
 
 Most of a LoRA step should be large matrix products with the frozen weights; in stock layers half
 of the rest is spent on reading and writing activations once more than needed.  What this module
-does about it (benchmarks/results/ablation_h200.json has the figure that each brought):
+does about it (benchmarks/NOTES.md has the figure that each brought):
 
 1. q, k and v read the same input, and so do gate and up: each set is one product (`Group`).
 2. An adapter's output is added in place, by whatever reads the base's output next; its scale sits
@@ -590,21 +590,36 @@ class FastDecoder:
         self.adapters = Adapters(self.groups)
 
     def __call__(
-        self, input_ids: Tensor, position_ids: Tensor | None = None, packed: bool | None = None
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """Last hidden states [batch, tokens, width] of rows padded on the right, or packed."""
-        packed = position_ids is not None if packed is None else packed
-        rows = Rows.packed(position_ids) if packed else Rows.padded(input_ids)
-        if position_ids is None:
+        """Last hidden states [batch, tokens, width].
+
+        Rows are told apart by position ids (packed) or the mask; without either, one a line.  What
+        the mask leaves out is not computed at all: its states are 0.
+        """
+        if position_ids is None and attention_mask is not None and not bool(attention_mask.all()):
+            real = attention_mask.flatten().nonzero().flatten()
+            positions = (attention_mask.cumsum(dim=1) - 1).flatten()[real]
+            found = self(input_ids.flatten()[real][None], positions[None])[0]
+            all_states = found.new_zeros(input_ids.numel(), found.shape[1])
+            return all_states.index_copy(0, real, found).view(*input_ids.shape, -1)
+        packed = position_ids is not None
+        rows = Rows.packed(position_ids) if packed else Rows.lines(input_ids)
+        if not packed:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        return self._states(input_ids, position_ids, rows)
+
+    def _states(self, input_ids: Tensor, position_ids: Tensor, rows: Rows) -> Tensor:
         embedded = self.decoder.embed_tokens(input_ids).detach()  # frozen: no gradient goes below
         cos, sin = self.decoder.rotary_emb(embedded, position_ids=position_ids)
         run = Pass(
             rows, cos.unsqueeze(2), sin.unsqueeze(2), self.steps,
             self.checkpointing, self.offload if torch.is_grad_enabled() else None,
         )  # fmt: skip
-        pairs = self.adapters.gather()
-        none = (None, None)
+        pairs, none = self.adapters.gather(), (None, None)
         x = embedded.flatten(0, 1)
         for layer in self.layers:
             q, o, g, d = (pairs.get(id(group), none) for group in layer.groups)
@@ -721,7 +736,9 @@ def fast_layers(
         if input_ids is None or others.get("past_key_values") is not None:
             return plain(input_ids, attention_mask, position_ids, **others)
         with torch.autocast(input_ids.device.type, enabled=False):
-            return BaseModelOutputWithPast(last_hidden_state=fast(input_ids, position_ids))
+            return BaseModelOutputWithPast(
+                last_hidden_state=fast(input_ids, position_ids, attention_mask)
+            )
 
     decoder.forward = types.MethodType(forward, decoder)
     try:

@@ -141,7 +141,7 @@ def test_attention_by_products_equals_torchs_own(heads, monkeypatch):
     torch.manual_seed(0)
     q = torch.randn(2, 7, heads[0], 8, dtype=torch.float64, requires_grad=True)
     k, v = (torch.randn(2, 7, heads[1], 8, dtype=torch.float64, requires_grad=True) for _ in "kv")
-    rows, weight = attention.Rows.padded(torch.zeros(2, 7)), torch.randn(2, 7, heads[0], 8)
+    rows, weight = attention.Rows.lines(torch.zeros(2, 7)), torch.randn(2, 7, heads[0], 8)
     made = []
     for most in (attention.SCORES, 0):
         monkeypatch.setattr(attention, "SCORES", most)
@@ -228,3 +228,24 @@ def test_quantized_rows_have_a_scale_each():
     short, scale = fp8.quantize_rows(x)
     torch.testing.assert_close(short.float() * scale, x, rtol=0.07, atol=1e-6)
     assert short.float().abs().amax(1).tolist() == [448.0, 448.0, 0.0]
+
+
+def test_padding_is_not_computed():
+    """Only the tokens that the mask shows reach the layers, and the loss is the same."""
+    model, seen = adapted(), []
+    inputs = batch()
+    with loss.answers_only(model), fast.fast_layers(model, **FP32) as decoder:
+        states = decoder._states
+        decoder._states = lambda ids, *more: seen.append(ids.numel()) or states(ids, *more)
+        fast_too = loss_and_gradients(model, inputs)
+    assert seen == [int(inputs["attention_mask"].sum())] and seen[0] < inputs["input_ids"].numel()
+    assert_same(loss_and_gradients(model, inputs), fast_too)
+
+
+def test_rows_padded_on_the_left():
+    model, inputs = adapted(), batch()
+    flipped = {name: value.flip(1) for name, value in inputs.items()}
+    first = flipped["attention_mask"].argmax(dim=1)  # nothing real stands before it
+    flipped["labels"][torch.arange(len(first)), first] = loss.IGNORE
+    plain = loss_and_gradients(model, flipped)
+    assert_same(plain, fast_loss(model, flipped))
