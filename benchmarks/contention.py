@@ -25,14 +25,14 @@ LIMIT_S = 90  # of one measurement; with the default spin two trainings hardly m
 
 def steps(seconds: float = 12.0, most: int = 12) -> list[float]:
     """Seconds of LoRA steps on the embedded set, for about `seconds` after two to warm up."""
-    from course_utils import encoding, loss, models, quickstart, training
+    from course_utils import encoding, loss, models, precision, quickstart, training
 
     model, tokenizer = quickstart.load_base()
     model = training.prepare(model, quickstart.RECIPE).train()
     rows = encoding.encode(quickstart.load_data().train, tokenizer)
     batch = encoding.batches(rows, 4, tokenizer.pad_token_id)[10]
-    precision, _ = training.choose_precision(quickstart.RECIPE, models.device())
-    autocast = training.autocast_for(precision, models.device())
+    chosen, _ = precision.choose_precision(quickstart.RECIPE, models.device())
+    autocast = precision.autocast_for(chosen, models.device())
     taken: list[float] = []
     with loss.answers_only(model):
         while len(taken) < 3 or (sum(taken) < seconds and len(taken) < most):

@@ -1,11 +1,11 @@
 """Our LoRA step against the plain Trainer's, on the same rows of the embedded set, on the CPU.
 
-    python benchmarks/cpu_speed.py            # about 5 minutes; writes results/cpu_speed.json
+    python benchmarks/cpu_speed.py            # about 6 minutes; writes results/cpu_speed.json
 
 Systems, all LoRA rank 16 on all linear layers, same seed, same order of rows:
 - guide: the recipe as tutorials print it: fp32, all rows padded to 512, trained on the prompt too
 - plain: transformers' Trainer and its own loss on our rows: answers only, padded to the longest row
-- ours: `training.run`
+- ours: `training.run`; ours_fp32: the same in fp32, which shows that the losses are plain's own
 
 The systems take turns, `ROUNDS` times a few steps each, so that a change in the machine's speed
 meets all of them; each turn is a process of its own, so that its peak memory is its own too.
@@ -28,11 +28,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainerCallback, set_seed
 
-from course_utils import compat, memory, models, quickstart, training
+from course_utils import compat, memory, models, precision, quickstart, training
 from course_utils.encoding import IGNORE, Collator, Encoded, encode
 from course_utils.report import versions
 
-SYSTEMS = ("guide", "plain", "ours")
+SYSTEMS = ("guide", "plain", "ours", "ours_fp32")
 ROUNDS, STEPS, WARM = 2, 4, 1
 RECIPE = quickstart.RECIPE.replace(
     batch_size=8,
@@ -86,10 +86,11 @@ def plain(rows: Encoded, pad: int, times: StepTimes) -> None:
         trainer.train()
 
 
-def ours(rows: Encoded, times: StepTimes) -> None:
+def ours(rows: Encoded, times: StepTimes, precision: str) -> None:
     """`training.run`, timed by the same callback."""
+    recipe = RECIPE.replace(precision=precision)
     with tempfile.TemporaryDirectory() as folder:
-        training.run(RECIPE, rows, output_dir=folder, callbacks=[times])
+        training.run(recipe, rows, output_dir=folder, callbacks=[times])
 
 
 def padded(rows: Encoded, length: int, pad: int) -> Encoded:
@@ -108,8 +109,8 @@ def turn(name: str) -> dict[str, Any]:
     rows = encode(quickstart.load_data().train, tokenizer, max_length=RECIPE.max_length)
     times, meter = StepTimes(), memory.MemoryMeter("cpu")
     with meter.phase("run"):
-        if name == "ours":
-            ours(rows, times)
+        if name.startswith("ours"):
+            ours(rows, times, "auto" if name == "ours" else "fp32")
         else:
             plain(padded(rows, 512, pad) if name == "guide" else rows, pad, times)
     return {
@@ -139,13 +140,13 @@ def _seconds(turns: list[dict[str, Any]]) -> float:
 def write(turns: dict[str, list[dict[str, Any]]]) -> None:
     """One JSON row a system; the ratios are to the plain Trainer and to the guide's recipe."""
     speed = {name: made[0]["tokens"] / _seconds(made) for name, made in turns.items()}
-    precision, why = training.choose_precision(RECIPE, torch.device("cpu"))
+    chosen, why = precision.choose_precision(RECIPE, torch.device("cpu"))
     rows = [
         {
             "system": name,
             "method": "lora",
             "checkpointing": False,
-            "precision": precision if name == "ours" else "fp32",
+            "precision": chosen if name == "ours" else "fp32",
             "seconds_per_step": round(_seconds(made), 3),
             "tokens_per_second": round(speed[name], 1),
             "peak_gib": max(turn["peak_gib"] for turn in made),
@@ -160,6 +161,7 @@ def write(turns: dict[str, list[dict[str, Any]]]) -> None:
         "date": date.today().isoformat(),
         "versions": versions(),
         "ours_against_plain": round(speed["ours"] / speed["plain"], 2),
+        "ours_fp32_against_plain": round(speed["ours_fp32"] / speed["plain"], 2),
         "ours_against_guide": round(speed["ours"] / speed["guide"], 2),
         "rows": rows,
     }

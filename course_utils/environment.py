@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import torch
 
-from . import fetch, memory, models, training
+from . import fetch, memory, models, precision
 from .recipes import Recipe
 from .report import versions
 
@@ -56,9 +56,9 @@ def _device() -> tuple[str, str, str]:
 
 
 def _precision() -> tuple[str, str, str]:
-    precision, why = training.choose_precision(Recipe(), models.device())
-    bits = "16-bit" if precision != "fp32" else "32-bit"
-    return "precision", f"{precision}: {why}", f"the model computes in {bits} numbers"
+    chosen, why = precision.choose_precision(Recipe(), models.device())
+    bits = "16-bit" if chosen != "fp32" else "32-bit"
+    return "precision", f"{chosen}: {why}", f"the model computes in {bits} numbers"
 
 
 def _memory() -> tuple[str, str, str]:

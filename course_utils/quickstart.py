@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from . import evaluation, memory, models, sets, training
+from . import evaluation, memory, models, precision, sets, training
 from .data import Conversation, split
 from .display import panel_for_here
 from .evaluation import Score
@@ -51,8 +51,8 @@ def load_data() -> Data:
 
 def load_base() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The embedded model in the precision that is faster here, and its tokenizer."""
-    precision, _ = training.choose_precision(RECIPE, models.device())
-    return models.load(dtype=training.DTYPES[precision]), models.load_tokenizer()
+    chosen, _ = precision.choose_precision(RECIPE, models.device())
+    return models.load(dtype=precision.DTYPES[chosen]), models.load_tokenizer()
 
 
 def score(model: Any, tokenizer: Any, data: Data) -> Score:

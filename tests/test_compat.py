@@ -17,7 +17,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from course_utils import compat, training
+from course_utils import compat, loop
 from course_utils.recipes import Recipe
 
 
@@ -30,7 +30,7 @@ def test_training_arguments_are_taken_as_given(tmp_path, group_by_length):
     import torch
 
     recipe = Recipe(group_by_length=group_by_length, save_every=5, max_steps=3)
-    made = training._arguments(recipe, tmp_path, torch.device("cpu"), "fp32")
+    made = loop.arguments(recipe, tmp_path, torch.device("cpu"), "fp32")
     assert made.max_steps == 3 and made.save_steps == 5
     grouped = getattr(made, "group_by_length", False)
     grouped = grouped or getattr(made, "train_sampling_strategy", None) == "group_by_length"

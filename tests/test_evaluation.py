@@ -7,8 +7,9 @@ import math
 import pytest
 import tiny_models
 import torch
+from peft import LoraConfig, get_peft_model
 
-from course_utils import evaluation
+from course_utils import evaluation, models
 from course_utils.data import Conversation
 from course_utils.errors import CourseError
 from course_utils.evaluation import Answer, Score
@@ -99,3 +100,21 @@ def test_held_out_loss_weighs_tokens_not_rows(base, tokenizer):
         n = int((labels[:, 1:] != IGNORE).sum())
         total, count = total + float(loss) * n, count + n
     assert evaluation.held_out_loss(base, tokenizer, rows) == pytest.approx(total / count, rel=1e-4)
+
+
+def test_generation_prepares_a_tuned_model_and_leaves_it_as_it_was():
+    """Contiguous states for the (frozen) output layer, a 16-bit adapter, and fp32 again after."""
+    model = tiny_models.model().to(torch.bfloat16).requires_grad_(False)
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    adapter = next(p for n, p in model.named_parameters() if "lora_A" in n)
+    seen = []
+    head = models.output_layer(model)
+    head.register_forward_hook(
+        lambda _, states, out: seen.append((states[0].is_contiguous(), adapter.dtype))
+    )
+    before = adapter.detach().clone()
+    prompts = ["One question", "Another one, which is longer"]
+    evaluation.generate(model, models.load_tokenizer(), prompts, max_new_tokens=3)
+    assert seen and set(seen) == {(True, torch.bfloat16)}
+    assert adapter.dtype == torch.float32 and torch.equal(adapter, before)
+    assert not head._forward_pre_hooks

@@ -13,13 +13,13 @@ import tiny_models
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from course_utils import evaluation, models, training
+from course_utils import evaluation, models, precision, training
 from course_utils.data import Conversation
 from course_utils.errors import CourseError
+from course_utils.loop import learning_rate_factor
 from course_utils.memory import GIB
 from course_utils.recipes import Recipe
 from course_utils.report import load_report
-from course_utils.training import learning_rate_factor
 
 RECIPE = Recipe(
     model="tiny", method="lora", rank=4, alpha=8, learning_rate=2e-2, batch_size=4, max_steps=6,
@@ -395,11 +395,11 @@ def test_full_training_of_a_model_in_four_bits_is_refused(start, tiny_folder):
 
 def test_the_faster_precision_is_chosen_and_said():
     threads = torch.get_num_threads()
-    gain = training._bf16_gain("cpu")
-    chosen, why = training.choose_precision(Recipe(), torch.device("cpu"))
+    gain = precision._bf16_gain("cpu")
+    chosen, why = precision.choose_precision(Recipe(), torch.device("cpu"))
     assert chosen == ("bf16" if gain > 1.1 else "fp32")
     assert why == f"bf16 runs at {gain:.1f}x the speed of fp32 here"
-    assert training.choose_precision(RECIPE, torch.device("cpu"))[0] == "fp32"
+    assert precision.choose_precision(RECIPE, torch.device("cpu"))[0] == "fp32"
     assert torch.get_num_threads() == threads
 
 
