@@ -26,7 +26,7 @@ RECIPE = Recipe(
     alpha=32,
     learning_rate=3e-3,
     batch_size=4,
-    epochs=2,
+    epochs=1.75,
     max_length=256,
     evaluate_every=26,
 )

@@ -49,7 +49,8 @@ class Recipe:
     fast: run LoRA's decoder layers through `fast` where it knows them; elsewhere the report says
     why not.  kernels: their elementwise steps as Triton kernels, where there is a GPU for them.
     base_precision: "auto" holds the frozen weights as `precision` says; "fp8" holds and multiplies
-    them in 8 bits, on GPUs that can (Ada, Hopper and later).
+    them in 8 bits, on GPUs that can (Ada, Hopper and later).  Experimental: what it costs in
+    quality on a real model is not measured yet.
     evaluate_every, save_every: in steps; None evaluates at the end only and saves no checkpoint.
     """
 

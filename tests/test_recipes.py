@@ -125,3 +125,20 @@ def test_presets_keep_the_guides_effective_batch():
     )
     assert [p.effective_batch for p in presets] == [16, 16, 16]
     assert [p.method for p in presets] == ["qlora", "lora", "lora"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"pack_length": 64}, "pack_length needs packing=True"),
+        ({"packing": True, "max_length": 512, "pack_length": 64}, "at least max_length"),
+        ({"offload": True}, "needs checkpointing=True"),
+        ({"base_precision": "fp8", "method": "qlora"}, "is for method 'lora'"),
+        ({"base_precision": "fp8", "fast": False}, "needs fast=True"),
+        ({"base_precision": "int3"}, "must be one of auto, fp8"),
+        ({"kernels": "perhaps"}, "must be true or false"),
+    ],
+)
+def test_options_for_speed_that_cannot_work_are_named(fields, said):
+    with pytest.raises(CourseError, match=said):
+        Recipe(**fields)

@@ -218,7 +218,7 @@ def test_checkpointing_really_recomputes_and_ends_with_the_run(start):
     hook = model.model.layers[0].mlp.register_forward_pre_hook(
         lambda *_: calls.append(torch.is_grad_enabled())
     )
-    start(model=model, checkpointing=True, max_steps=1)
+    start(model=model, checkpointing=True, max_steps=1, fast=False)
     assert sum(calls) == 2  # in the forward pass, and again in the backward pass
     calls.clear()
     model.train()
@@ -553,3 +553,41 @@ def test_the_embedded_model_learns(tokenizer, method, tmp_path):
         assert sum(p.nbytes for p in packed) < 0.06 * GIB  # 106 million weights of half a byte
     [answer] = evaluation.generate(run.model, tokenizer, ["Hello"], max_new_tokens=3)
     assert isinstance(answer, str) and math.isfinite(losses(run)[-1])
+
+
+# ---------------------------------------------------------------- the fast layers in a run
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize("options", [{}, {"checkpointing": True}, {"packing": True}], ids=str)
+def test_the_fast_layers_train_as_the_stock_ones(start, method, options):
+    stock = start(method=method, fast=False, **options)
+    ours = start(method=method, folder="fast", **options)
+    assert not ours.report.notes
+    torch.testing.assert_close(losses(ours), losses(stock), rtol=1e-4, atol=1e-5)
+    assert_equal(trained(ours), trained(stock), rtol=1e-2, atol=1e-3)
+
+
+def test_a_run_says_why_its_layers_are_stock_ones(start):
+    dropped = start(dropout=0.1)
+    assert any("adapter dropout is on" in note for note in dropped.report.notes)
+    other = start(model=tiny("gpt2"))
+    assert any("not built like Llama" in note for note in other.report.notes)
+    assert not start(method="full", learning_rate=1e-3).report.notes  # there are no others there
+
+
+def test_an_fp8_base_trains_and_comes_back(start):
+    before = tiny()
+    run = start(base_precision="fp8")
+    assert (
+        any("no fp8 units here" in note for note in run.report.notes) or torch.cuda.is_available()
+    )
+    assert losses(run)[-1] < losses(run)[0]
+    assert_equal(frozen(run.model), frozen(before))
+    with pytest.raises(CourseError, match="needs the fast layers"):
+        start(base_precision="fp8", model=tiny("gpt2"))
+
+
+def test_packed_sequences_may_be_longer_than_rows(start):
+    run = start(packing=True, max_length=30, pack_length=128, max_steps=2)
+    assert run.report.tokens > 2 * 4 * 60  # rows have 30 tokens at most

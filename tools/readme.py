@@ -23,9 +23,33 @@ def measured(results: Path = ROOT / "benchmarks" / "results") -> str:
         ("speed against the plain Trainer, same rows", f"{speed['ours_against_plain']:.1f}x"),
         ("speed against padding all to 512", f"{speed['ours_against_guide']:.1f}x"),
     ]
+    rows.insert(
+        -1, ("the same in 32 bits, equal losses", f"{speed['ours_fp32_against_plain']:.1f}x")
+    )
     lines = ["", "| | measured |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
     device = f"{first['device']}, torch {first['versions']['torch']}"
-    return "\n".join([*lines, "", f"({device}; transformers {first['versions']['transformers']}.)"])
+    lines += ["", f"({device}; transformers {first['versions']['transformers']}.)", ""]
+    return "\n".join(lines + gpu_table(results))
+
+
+def gpu_table(results: Path) -> list[str]:
+    """Tokens a second and memory of our step and Unsloth's, from one run on one card."""
+    peers = json.loads((results / "peers_h200.json").read_text(encoding="utf-8"))
+    found = {(r["system"], r["method"], r["checkpointing"]): r for r in peers["rows"]}
+    about = f"The same code on one {peers['device']}: LoRA of a 7B shape, 4 x 1,024 tokens a step"
+    lines = [f"{about}, beside Unsloth {peers['versions']['unsloth']} in the same run:", ""]
+    lines += ["| | tokens/s | GiB | Unsloth | GiB |", "|---|---|---|---|---|"]
+    for (system, method, checkpointing), row in found.items():
+        peer = found[("unsloth", method, checkpointing)]
+        if system != "ours" or "error" in row:
+            continue
+        name = {"lora": "LoRA", "qlora": "QLoRA"}[method] + ", checkpointing" * checkpointing
+        lines.append(f"| {name} | {_cells(row)} | {_cells(peer)} |")
+    return lines
+
+
+def _cells(row: dict) -> str:
+    return f"{row['tokens_per_second']:,.0f} | {row['peak_gib']:.1f}"
 
 
 def filled(text: str) -> str:
