@@ -165,6 +165,8 @@ def test_the_model_is_its_own_again_afterwards():
     before = loss_and_gradients(model, batch())
     fast_loss(model, batch())
     assert "forward" not in fast.decoder_of(model).__dict__
+    sizes = {p.untyped_storage().nbytes() == p.nbytes for p in model.parameters()}
+    assert sizes == {True}  # q, k and v no longer share a storage, which saving would refuse
     assert_same(before, loss_and_gradients(model, batch()))
 
 
@@ -249,3 +251,9 @@ def test_rows_padded_on_the_left():
     flipped["labels"][torch.arange(len(first)), first] = loss.IGNORE
     plain = loss_and_gradients(model, flipped)
     assert_same(plain, fast_loss(model, flipped))
+
+
+def test_an_adapter_elsewhere_is_named():
+    model = tiny_models.model(vocab_size=tiny_models.FEW)
+    model.model.layers[0].unused = torch.nn.Linear(64, 64)
+    assert "sits on" in fast.why_not(adapted(model=model, targets=["unused", "q_proj"]))
