@@ -15,7 +15,7 @@ BLOCK_GIB = 0.25
 
 def _block() -> torch.Tensor:
     block = torch.ones(int(BLOCK_GIB * memory.GIB) // 4)
-    time.sleep(0.05)  # long enough for the sampling reader too
+    time.sleep(0.5)  # long enough for the sampling reader too, on a busy machine as well
     return block
 
 
