@@ -645,8 +645,11 @@ def decoder_of(model: nn.Module) -> nn.Module:
     return getattr(base, base.base_model_prefix)
 
 
-def why_not(model: nn.Module, longest: int = 0) -> str | None:
-    """Why this module cannot run the model's layers; None if it can."""
+def why_not(model: nn.Module, dtype: torch.dtype | None = None, longest: int = 0) -> str | None:
+    """Why this module cannot run the model's layers; None if it can.
+
+    dtype: the precision to compute in.  longest: tokens of the longest row.
+    """
     config = decoder_of(model).config
     if config.model_type not in FAMILIES:
         return f"{config.model_type} layers are not built like Llama's"
@@ -656,6 +659,10 @@ def why_not(model: nn.Module, longest: int = 0) -> str | None:
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     if not trained or not all(".lora_A." in name or ".lora_B." in name for name in trained):
         return "weights other than LoRA matrices are trained"
+    held = {p.dtype for n, p in model.named_parameters() if "lora_" not in n} - {dtype}
+    if dtype and any(other.is_floating_point for other in held):  # 4-bit weights are no floats
+        names = " and ".join(str(d).removeprefix("torch.") for d in held if d.is_floating_point)
+        return f"the model is loaded in {names}, and computing is in {str(dtype)[6:]}"
     for name, layer in model.named_modules():
         if hasattr(layer, "lora_A") and (reason := _odd_adapter(layer)):
             return reason
@@ -729,7 +736,7 @@ def fast_layers(
     a GPU.
     Raises CourseError where `why_not` gives a reason, or where the result is not the model's own.
     """
-    if reason := why_not(model):
+    if reason := why_not(model, dtype):
         raise CourseError(f"The fast layers cannot run this model: {reason}.")
     decoder = decoder_of(model)
     place = next(model.parameters()).device

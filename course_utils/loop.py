@@ -99,7 +99,8 @@ class AnswerTrainer(Trainer):
             self.report.notes.append("no fp8 units here: the same numbers by fp32, and slower")
         if recipe.kernels and place.type == "cuda" and not compat.has_triton():
             self.report.notes.append("no Triton here: the steps between products are slower")
-        reason = fast.why_not(self.model, longest=self.train_dataset.report.longest)
+        longest = self.train_dataset.report.longest
+        reason = fast.why_not(self.model, DTYPES[self.precision], longest)
         if reason and recipe.base_precision == "fp8":
             raise CourseError(f"base_precision='fp8' needs the fast layers, and {reason}.")
         if reason:

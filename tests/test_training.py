@@ -591,3 +591,11 @@ def test_an_fp8_base_trains_and_comes_back(start):
 def test_packed_sequences_may_be_longer_than_rows(start):
     run = start(packing=True, max_length=30, pack_length=128, max_steps=2)
     assert run.report.tokens > 2 * 4 * 60  # rows have 30 tokens at most
+
+
+@pytest.mark.parametrize(("held", "precision"), [("fp32", "bf16"), ("bf16", "fp32")])
+def test_a_model_loaded_in_another_precision_trains_in_stock_layers(start, held, precision):
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[held]
+    run = start(model=tiny().to(dtype), precision=precision, max_steps=16)
+    assert any("the model is loaded in" in note for note in run.report.notes)
+    assert losses(run)[-1] < losses(run)[0]
