@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from course_utils import memory
+from course_utils.memory import measure
 from course_utils.memory import MemoryMeter
 
 BLOCK_GIB = 0.25
@@ -23,9 +24,9 @@ def _block() -> torch.Tensor:
 def meter(request):
     made = MemoryMeter("cpu")
     if request.param == "sampled":
-        made._process = memory._shared_sampler()
+        made._process = measure._shared_sampler()
         made._take_peak()
-    elif not isinstance(made._process, memory._KernelPeak):
+    elif not isinstance(made._process, measure._KernelPeak):
         pytest.skip("this system's kernel keeps no peak")
     return made
 

@@ -1,0 +1,89 @@
+"""What holding the frozen weights in fp8 costs in quality: the first chapter's task, several seeds.
+
+    python -m benchmarks.fp8_quality              # about 5 minutes a seed on two CPU cores
+    python -m benchmarks.fp8_quality --seeds 5
+
+Each seed trains the embedded model (real weights) twice on the same rows: with its frozen weights
+in bf16, and in fp8.  A CPU has no fp8 units and takes the same rounded numbers through an fp32
+product, so what is learnt is the same as on a GPU that has them.  Afterwards both models are judged
+the same way, in bf16: held-out loss (nats per answer token) and share of right answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from course_utils import evaluation, memory, models, quickstart, training
+from course_utils.report import versions
+
+RESULTS = Path(__file__).parent / "results" / "fp8_quality.json"
+Row = dict[str, Any]
+
+
+def measure(seed: int, base_precision: str, data: quickstart.Data) -> Row:
+    """Train with one seed and one kind of frozen weights, and judge the result."""
+    recipe = quickstart.RECIPE.replace(
+        seed=seed, precision="bf16", base_precision=base_precision, evaluate_every=None
+    )
+    model, tokenizer = models.load(dtype=torch.bfloat16), models.load_tokenizer()
+    with tempfile.TemporaryDirectory() as folder:
+        run = training.run(
+            recipe, data.train, model=model, tokenizer=tokenizer, output_dir=folder
+        )
+    rows = data.validation + data.held_out
+    return {
+        "seed": seed,
+        "base_precision": base_precision,
+        "held_out_loss": round(evaluation.held_out_loss(run.model, tokenizer, rows), 5),
+        "score": round(quickstart.score(run.model, tokenizer, data).value, 4),
+        "train_loss": run.report.losses[-1]["loss"],
+    }
+
+
+def summary(rows: list[Row]) -> Row:
+    """Mean and spread over the seeds, and fp8 - bf16 for the same seed."""
+    made: Row = {}
+    for figure in ("held_out_loss", "score"):
+        by = {
+            name: [row[figure] for row in rows if row["base_precision"] == name]
+            for name in ("auto", "fp8")
+        }
+        apart = [b - a for a, b in zip(by["auto"], by["fp8"], strict=True)]
+        made[figure] = {
+            "bf16_mean": round(statistics.mean(by["auto"]), 4),
+            "bf16_spread": round(max(by["auto"]) - min(by["auto"]), 4),
+            "fp8_mean": round(statistics.mean(by["fp8"]), 4),
+            "fp8_spread": round(max(by["fp8"]) - min(by["fp8"]), 4),
+            "mean_difference": round(statistics.mean(apart), 4),
+        }
+    return made
+
+
+def main() -> None:
+    """The command line; see the top of this file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=4)
+    data, rows = quickstart.load_data(), []
+    for seed in range(parser.parse_args().seeds):
+        for base_precision in ("auto", "fp8"):
+            rows.append(measure(seed, base_precision, data))
+            print(json.dumps(rows[-1]), flush=True)
+    result = {
+        "device": memory.device_name(models.device()), "date": date.today().isoformat(),
+        "versions": versions(), "rows_held_out": len(data.validation) + len(data.held_out),
+        "questions": len(data.held_out), "summary": summary(rows), "rows": rows,
+    }  # fmt: skip
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8", newline="\n")
+    print(json.dumps(result["summary"], indent=1))
+
+
+if __name__ == "__main__":
+    main()
