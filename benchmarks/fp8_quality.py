@@ -35,9 +35,7 @@ def measure(seed: int, base_precision: str, data: quickstart.Data) -> Row:
     )
     model, tokenizer = models.load(dtype=torch.bfloat16), models.load_tokenizer()
     with tempfile.TemporaryDirectory() as folder:
-        run = training.run(
-            recipe, data.train, model=model, tokenizer=tokenizer, output_dir=folder
-        )
+        run = training.run(recipe, data.train, model=model, tokenizer=tokenizer, output_dir=folder)
     rows = data.validation + data.held_out
     return {
         "seed": seed,

@@ -184,6 +184,9 @@ class StepMeter(TrainerCallback):
         self._ended = now
         self._note()
 
+    def on_train_end(self, args, state, control, **kwargs):
+        torch.cuda.reset_peak_memory_stats = self._reset  # what comes now is no training
+
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "loss" in logs:
             self.losses.append(round(float(logs["loss"]), 4))

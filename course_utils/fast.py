@@ -10,7 +10,8 @@ does about it (benchmarks/NOTES.md has the figure that each brought):
 3. The backward pass is written by hand (`_Attention`, `_MLP`).  It keeps a layer's input, q, k, v,
    the attention's output and gate/up; norms and SwiGLU are made again from those.
 4. Checkpointing keeps the inputs alone and makes again only what the backward pass reads: the two
-   output projections, a third of a layer's work, are not among it.
+   output projections, a third of a layer's work, are not among it.  The last layer keeps all: its
+   backward pass follows at once.
 5. Inputs may wait in the CPU's memory until they are needed (`Offload`).
 6. Each elementwise step between the products is one kernel on a GPU (`kernels`).
 7. The frozen weights may be 4-bit (dequantized a group at a time) or fp8 (`Fp8Weight`).
@@ -85,9 +86,14 @@ def rotate(
     heads.copy_(turned(heads, cos, sin))
 
 
-def rotate_back(qkv: Tensor, cos: Tensor, sin: Tensor, rotated: int) -> None:
-    """The gradient of `rotate`'s turn, in place."""
-    rotate(qkv, cos, -sin, rotated, None, None)
+def rotate_back(parts: Sequence[Tensor], cos: Tensor, sin: Tensor) -> Tensor:
+    """The gradient at qkv [tokens, width] of `rotate`, from those at q, k and v.
+
+    parts: [batch, tokens, heads, head_dim] each; the turn is taken back in the first two.
+    """
+    qkv = torch.cat([part.flatten(2) for part in parts], dim=-1).flatten(0, 1)
+    rotate(qkv, cos, -sin, parts[0].shape[2] + parts[1].shape[2], None, None)
+    return qkv
 
 
 def swiglu(gate_up: Tensor, inner: Tensor | None, b: Tensor | None, keep: bool) -> Tensor:
@@ -121,6 +127,12 @@ def swiglu_backward(
     up.copy_(d_up)
 
 
+def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor], scales: Sequence[float]) -> None:
+    """Each source [rows, columns], times its scale, into its target, whatever their precisions."""
+    torch._foreach_copy_(targets, sources)
+    torch._foreach_mul_(targets, scales)
+
+
 @dataclass(frozen=True)
 class Steps:
     """The elementwise steps: in plain PyTorch, or `kernels`' own."""
@@ -131,6 +143,7 @@ class Steps:
     rotate_back: Callable = rotate_back
     swiglu: Callable = swiglu
     swiglu_backward: Callable = swiglu_backward
+    copy_all: Callable = copy_all
     quantize_rows: Callable = fp8.quantize_rows
     transpose: Callable = fp8.transpose
     dequantize: Callable | None = None
@@ -147,6 +160,7 @@ def gpu_steps() -> Steps:
         kernels.rotate_back,
         kernels.swiglu,
         kernels.swiglu_backward,
+        kernels.copy_all,
         kernels.quantize_rows,
         kernels.transpose,
         kernels.dequantize,
@@ -310,13 +324,21 @@ def _adapter(layer: nn.Module) -> tuple[nn.Module, nn.Module, float] | None:
 class Adapters:
     """All adapters' own (fp32) weights, and their places in the groups' A and B."""
 
-    def __init__(self, groups: Sequence[Group]) -> None:
+    def __init__(self, groups: Sequence[Group], copy_all: Callable = copy_all) -> None:
         self.groups = [group for group in groups if group.slots]
-        slots = [(group, slot) for group in self.groups for slot in group.slots]
-        self.weights = [slot.a for _, slot in slots] + [slot.b for _, slot in slots]
-        self.b_views = [group.B[slot.rows, slot.columns] for group, slot in slots]
-        self.views = [group.A[slot.columns] for group, slot in slots] + self.b_views
-        self.scales = [slot.scale for _, slot in slots]
+        self.copy_all = copy_all
+        slots = [slot for group in self.groups for slot in group.slots]
+        self.weights = [slot.a for slot in slots] + [slot.b for slot in slots]
+        self.scales = [1.0 for _ in slots] + [slot.scale for slot in slots]
+        self.views = self.places([t for group in self.groups for t in (group.A, group.B)])
+
+    def places(self, pairs: Sequence[Tensor]) -> list[Tensor]:
+        """Of A, B of each group: the part that belongs to each of `weights`, as views."""
+        in_a, in_b = [], []
+        for group, a, b in zip(self.groups, pairs[::2], pairs[1::2], strict=True):
+            in_a += [a[slot.columns] for slot in group.slots]
+            in_b += [b[slot.rows, slot.columns] for slot in group.slots]
+        return in_a + in_b
 
     def gather(self) -> dict[int, tuple[Tensor, Tensor]]:
         """id of a group -> its (A, B), connected to the adapters' weights."""
@@ -334,20 +356,15 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, adapters: Adapters, *weights: Tensor):
         ctx.adapters = adapters
-        torch._foreach_copy_(adapters.views, weights)
-        torch._foreach_mul_(adapters.b_views, adapters.scales)
+        adapters.copy_all(adapters.views, [w.detach() for w in weights], adapters.scales)
         return tuple(t.view_as(t) for group in adapters.groups for t in (group.A, group.B))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads: Tensor):
-        adapters, made_a, made_b = ctx.adapters, [], []
-        for group, da, db in zip(adapters.groups, grads[::2], grads[1::2], strict=True):
-            made_a += [da[slot.columns] for slot in group.slots]
-            made_b += [db[slot.rows, slot.columns] for slot in group.slots]
+        adapters = ctx.adapters
         full = [torch.empty_like(weight) for weight in adapters.weights]
-        torch._foreach_copy_(full, made_a + made_b)
-        torch._foreach_mul_(full[len(made_a) :], adapters.scales)
+        adapters.copy_all(full, adapters.places(grads), adapters.scales)
         return None, *full
 
 
@@ -365,6 +382,7 @@ class Layer:
     norms: tuple[nn.Module, nn.Module]
     head_norms: tuple[nn.Module, nn.Module] | None  # Qwen 3 norms each head of q and of k
     head_dim: int
+    checkpointing: bool = False  # keep its inputs alone
 
     @property
     def groups(self) -> tuple[Group, Group, Group, Group]:
@@ -390,7 +408,6 @@ class Pass:
     cos: Tensor  # [batch or 1, tokens, 1, head_dim]
     sin: Tensor
     steps: Steps
-    checkpointing: bool = False
     offload: Offload | None = None
 
 
@@ -416,9 +433,7 @@ def _unmix(layer: Layer, leaves: list[Tensor], mixed: Tensor, grad: Tensor, run:
     grads = torch.autograd.grad(mixed, leaves, grad)
     if layer.head_norms is not None:
         return grads[0]
-    joined = torch.cat([part.flatten(2) for part in grads], dim=-1).flatten(0, 1)
-    run.steps.rotate_back(joined, run.cos, run.sin, layer.rotated)
-    return joined
+    return run.steps.rotate_back(grads, run.cos, run.sin)
 
 
 class _Attention(torch.autograd.Function):
@@ -430,12 +445,12 @@ class _Attention(torch.autograd.Function):
         normed, _ = run.steps.norm(x, norm.weight, norm.variance_epsilon)
         qkv, inner = layer.qkv.forward(layer.qkv.weight.ready(), normed, a_qkv)
         del normed
-        keep = any(ctx.needs_input_grad) and not run.checkpointing
+        keep = any(ctx.needs_input_grad) and not layer.checkpointing
         with torch.set_grad_enabled(keep):
             leaves, mixed = _mix(layer, qkv, inner, b_qkv, run)
         made, inner_out = layer.out.forward(layer.out.weight.ready(), mixed.detach(), a_out, more=x)
         ctx.graph = (leaves, mixed) if keep else None
-        more = () if run.checkpointing else (inner, inner_out)
+        more = () if layer.checkpointing else (inner, inner_out)
         _keep(ctx, layer, run, x, (a_qkv, b_qkv, a_out, b_out), more)
         return _plus(made, inner_out, _turned(b_out))
 
@@ -479,11 +494,11 @@ class _MLP(torch.autograd.Function):
         normed, _ = run.steps.norm(x, norm.weight, norm.variance_epsilon)
         gate_up, inner = layer.gate_up.forward(layer.gate_up.weight.ready(), normed, a_up)
         del normed
-        act = run.steps.swiglu(gate_up, inner, b_up, keep=not run.checkpointing)
-        if run.checkpointing:
+        act = run.steps.swiglu(gate_up, inner, b_up, keep=not layer.checkpointing)
+        if layer.checkpointing:
             del gate_up
         made, inner_down = layer.down.forward(layer.down.weight.ready(), act, a_down, more=x)
-        more = () if run.checkpointing else (inner, gate_up, inner_down)
+        more = () if layer.checkpointing else (inner, gate_up, inner_down)
         _keep(ctx, layer, run, x, (a_up, b_up, a_down, b_down), more)
         return _plus(made, inner_down, _turned(b_down))
 
@@ -519,7 +534,7 @@ class _MLP(torch.autograd.Function):
 def _keep(ctx, layer: Layer, run: Pass, x: Tensor, adapters: tuple, more: tuple) -> None:
     """Save a half layer's input (here or in the CPU's memory), its adapters, and `more`."""
     ctx.layer, ctx.run = layer, run
-    offload = run.offload if any(ctx.needs_input_grad) else None
+    offload = run.offload if layer.checkpointing and any(ctx.needs_input_grad) else None
     ctx.ticket = offload.put(x) if offload else None
     ctx.save_for_backward(None if offload else x, *adapters, *more)
 
@@ -591,14 +606,13 @@ class FastDecoder:
     decoder: nn.Module
     layers: list[Layer]
     steps: Steps
-    checkpointing: bool = False
     offload: Offload | None = None
     groups: list[Group] = field(init=False)
     adapters: Adapters = field(init=False)
 
     def __post_init__(self) -> None:
         self.groups = [group for layer in self.layers for group in layer.groups]
-        self.adapters = Adapters(self.groups)
+        self.adapters = Adapters(self.groups, self.steps.copy_all)
 
     def __call__(
         self,
@@ -628,7 +642,7 @@ class FastDecoder:
         cos, sin = self.decoder.rotary_emb(embedded, position_ids=position_ids)
         run = Pass(
             rows, cos.unsqueeze(2), sin.unsqueeze(2), self.steps,
-            self.checkpointing, self.offload if torch.is_grad_enabled() else None,
+            self.offload if torch.is_grad_enabled() else None,
         )  # fmt: skip
         pairs, none = self.adapters.gather(), (None, None)
         x = embedded.flatten(0, 1)
@@ -697,10 +711,11 @@ def _weight_maker(dtype: torch.dtype, base_precision: str, steps: Steps) -> Call
     return make
 
 
-def _layers(decoder: nn.Module, dtype: torch.dtype, make_weight) -> list[Layer]:
+def _layers(decoder: nn.Module, every: int, dtype: torch.dtype, make_weight) -> list[Layer]:
+    """every: checkpoint each such layer, from the first on; 0 none.  The last one never is."""
     make = functools.partial(Group, dtype=dtype, make_weight=make_weight)
-    made = []
-    for block in decoder.layers:
+    made, last = [], len(decoder.layers) - 1
+    for number, block in enumerate(decoder.layers):
         attention, mlp = block.self_attn, block.mlp
         head_norms = None
         if hasattr(attention, "q_norm"):
@@ -714,6 +729,7 @@ def _layers(decoder: nn.Module, dtype: torch.dtype, make_weight) -> list[Layer]:
                 (block.input_layernorm, block.post_attention_layernorm),
                 head_norms,
                 attention.head_dim,
+                checkpointing=bool(every) and number % every == 0 and number < last,
             )
         )
     return made
@@ -725,15 +741,15 @@ def fast_layers(
     *,
     dtype: torch.dtype,
     base_precision: str = "auto",
-    checkpointing: bool = False,
+    checkpointing: bool | int = False,
     offload: bool = False,
     kernels: bool = False,
 ) -> Iterator[FastDecoder]:
     """Inside the block, `model`'s decoder layers are run by this module.
 
     dtype: the precision computed in.  base_precision: "fp8" holds and multiplies the frozen
-    weights in 8 bits.  checkpointing, offload, kernels: see the module's text; the last two need
-    a GPU.
+    weights in 8 bits.  checkpointing: of every layer, or of each n-th.  offload, kernels: see the
+    module's text; they need a GPU.
     Raises CourseError where `why_not` gives a reason, or where the result is not the model's own.
     """
     if reason := why_not(model, dtype):
@@ -743,9 +759,8 @@ def fast_layers(
     steps = gpu_steps() if kernels and place.type == "cuda" and compat.has_triton() else Steps()
     fast = FastDecoder(
         decoder,
-        _layers(decoder, dtype, _weight_maker(dtype, base_precision, steps)),
+        _layers(decoder, int(checkpointing), dtype, _weight_maker(dtype, base_precision, steps)),
         steps,
-        checkpointing,
         Offload(place) if offload and place.type == "cuda" else None,
     )
     plain = decoder.forward

@@ -8,6 +8,8 @@ read anyway.  Sums are in fp32.  Without Triton `fast` does the same in plain Py
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -48,7 +50,7 @@ def _product(left, right, row, rows, at, width, step_k, step_n, rank, RANK: tl.c
 
 
 @triton.jit
-def _rotate(x, inner, b, cos, sin, rows, stride, rotated, positions, sign, rank,
+def _rotate(x, inner, b, cos, sin, rows, stride, rotated, positions, rank,
             HALF: tl.constexpr, RANK: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     row, at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, HALF)
     row, inside, head = row.to(tl.int64), (row < rows)[:, None], tl.program_id(1)
@@ -62,8 +64,32 @@ def _rotate(x, inner, b, cos, sin, rows, stride, rotated, positions, sign, rank,
     if head < rotated:
         angle = (row % positions)[:, None] * 2 * HALF + at[None, :]
         c = tl.load(cos + angle, inside, 0.0).to(tl.float32)
-        s = tl.load(sin + angle, inside, 0.0).to(tl.float32) * sign
+        s = tl.load(sin + angle, inside, 0.0).to(tl.float32)
         first, second = first * c - second * s, second * c + first * s
+    tl.store(place, first, inside)
+    tl.store(place + HALF, second, inside)
+
+
+@triton.jit
+def _rotate_back(dq, dk, dv, cos, sin, out, rows, row_q, row_k, row_v, head_q, head_k, head_v,
+                 of_q, of_k, stride, positions,
+                 HALF: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    row, at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, HALF)
+    row, inside, head = row.to(tl.int64), (row < rows)[:, None], tl.program_id(1)
+    if head < of_q:
+        source = dq + row[:, None] * row_q + head * head_q + at[None, :]
+    elif head < of_q + of_k:
+        source = dk + row[:, None] * row_k + (head - of_q) * head_k + at[None, :]
+    else:
+        source = dv + row[:, None] * row_v + (head - of_q - of_k) * head_v + at[None, :]
+    first, second = tl.load(source, inside, 0.0), tl.load(source + HALF, inside, 0.0)
+    if head < of_q + of_k:
+        angle = (row % positions)[:, None] * 2 * HALF + at[None, :]
+        c = tl.load(cos + angle, inside, 0.0).to(tl.float32)
+        s = tl.load(sin + angle, inside, 0.0).to(tl.float32)
+        x, y = first.to(tl.float32), second.to(tl.float32)
+        first, second = (x * c + y * s).to(first.dtype), (y * c - x * s).to(first.dtype)
+    place = out + row[:, None] * stride + head * 2 * HALF + at[None, :]
     tl.store(place, first, inside)
     tl.store(place + HALF, second, inside)
 
@@ -154,6 +180,20 @@ def _transpose(x, out, rows, columns, TILE: tl.constexpr):
 
 
 @triton.jit
+def _copy_all(table, scales, SOURCE: tl.constexpr, TARGET: tl.constexpr, BLOCK: tl.constexpr):
+    job = tl.program_id(0)
+    line = table + job * 6
+    source = tl.load(line).to(tl.pointer_type(SOURCE))
+    target = tl.load(line + 1).to(tl.pointer_type(TARGET))
+    count, width = tl.load(line + 2), tl.load(line + 3)
+    source_row, target_row, scale = tl.load(line + 4), tl.load(line + 5), tl.load(scales + job)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    row, column, inside = at // width, at % width, at < count
+    value = tl.load(source + row * source_row + column, inside, 0.0).to(tl.float32) * scale
+    tl.store(target + row * target_row + column, value, inside)
+
+
+@triton.jit
 def _dequantize(packed, absmax, code, inner_absmax, inner_code, offset, out, count,
                 BLOCK: tl.constexpr):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # bytes: two values each
@@ -210,23 +250,34 @@ def rotate(
 
     cos, sin: [batch or 1, tokens, 1, head_dim].
     """
-    _rotate_heads(qkv, cos, sin, rotated, 1.0, inner, b)
-
-
-def rotate_back(qkv: Tensor, cos: Tensor, sin: Tensor, rotated: int) -> None:
-    """The gradient of `rotate`'s rotation, in place."""
-    _rotate_heads(qkv, cos, sin, rotated, -1.0, None, None)
-
-
-def _rotate_heads(qkv, cos, sin, rotated, sign, inner, b) -> None:
     width, (rows, total) = cos.shape[-1], qkv.shape
     rank = _rank(inner, qkv, None if b is None else b.t())
     block = 64 if rank else 16
     _rotate[(triton.cdiv(rows, block), total // width if rank else rotated)](
         qkv, inner, b, cos.contiguous(), sin.contiguous(), rows, total, rotated,
-        cos.numel() // width, sign, 0 if inner is None else inner.shape[1],
+        cos.numel() // width, 0 if inner is None else inner.shape[1],
         HALF=width // 2, RANK=rank, BLOCK=block, num_warps=4,
     )  # fmt: skip
+
+
+def rotate_back(parts: Sequence[Tensor], cos: Tensor, sin: Tensor) -> Tensor:
+    """The gradient at qkv [tokens, width] of `rotate`, from those at q, k and v.
+
+    parts: [batch, tokens, heads, head_dim] each; the turn is taken back in the first two.
+    """
+    # a batch's tokens follow each other, whichever way attention laid its gradients out
+    parts = [p if p.stride(0) == p.shape[1] * p.stride(1) else p.contiguous() for p in parts]
+    parts = [p if p.stride(3) == 1 else p.contiguous() for p in parts]
+    width, heads = cos.shape[-1], [part.shape[2] for part in parts]
+    rows = parts[0].shape[0] * parts[0].shape[1]
+    out = parts[0].new_empty(rows, sum(heads) * width)
+    _rotate_back[(triton.cdiv(rows, 16), sum(heads))](
+        *parts, cos.contiguous(), sin.contiguous(), out, rows,
+        *(part.stride(1) for part in parts), *(part.stride(2) for part in parts),
+        heads[0], heads[1], out.shape[1], cos.numel() // width,
+        HALF=width // 2, BLOCK=16, num_warps=4,
+    )  # fmt: skip
+    return out
 
 
 def swiglu(gate_up: Tensor, inner: Tensor | None, b: Tensor | None, keep: bool) -> Tensor:
@@ -287,6 +338,26 @@ def transpose(x: Tensor) -> Tensor:
     grid = (triton.cdiv(rows, 128), triton.cdiv(columns, 128))
     _transpose[grid](x, out, rows, columns, TILE=128, num_warps=8)
     return out
+
+
+TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor], scales: Sequence[float]) -> None:
+    """Each source [rows, columns], times its scale, into its target; one kernel for all."""
+    jobs = [
+        (s.data_ptr(), t.data_ptr(), t.numel(), t.shape[1], s.stride(0), t.stride(0))
+        for s, t in zip(sources, targets, strict=True)
+    ]
+    table = torch.tensor(jobs, dtype=torch.int64)
+    factors, place = torch.tensor(scales, dtype=torch.float32), targets[0].device
+    if place.type == "cuda":  # from pinned memory the copy does not wait for what runs
+        table, factors = table.pin_memory(), factors.pin_memory()
+    largest = max(target.numel() for target in targets)
+    _copy_all[(len(jobs), triton.cdiv(largest, 4096))](
+        table.to(place, non_blocking=True), factors.to(place, non_blocking=True),
+        SOURCE=TYPES[sources[0].dtype], TARGET=TYPES[targets[0].dtype], BLOCK=4096,
+    )  # fmt: skip
 
 
 def dequantize(packed: Tensor, state, out: Tensor) -> None:

@@ -55,6 +55,16 @@ def test_equals_the_stock_layers(kind, checkpointing):
     assert_same(plain, fast_loss(model, batch(), checkpointing=checkpointing))
 
 
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_checkpointing_of_every_nth_layer(every):
+    model = adapted(model=tiny_models.model("llama", num_hidden_layers=5))
+    with fast.fast_layers(model, **FP32, checkpointing=every) as made:
+        kept = [layer.checkpointing for layer in made.layers]
+    assert kept == [n % every == 0 for n in range(4)] + [False]  # the last one's comes at once
+    plain = loss_and_gradients(model, batch())
+    assert_same(plain, fast_loss(model, batch(), checkpointing=every))
+
+
 @pytest.mark.parametrize(
     "targets", [["q_proj", "v_proj"], ["o_proj"], ["up_proj", "down_proj"], ["k_proj", "gate_proj"]]
 )

@@ -67,9 +67,29 @@ def test_rotation_and_back(rank, per_row, dtype):
     fast.rotate(plain, cos, sin, rotated, inner, b)
     kernels.rotate(ours, cos, sin, rotated, inner, b)
     same(ours, plain)
-    fast.rotate_back(plain, cos, sin, rotated)
-    kernels.rotate_back(ours, cos, sin, rotated)
-    same(ours, plain)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("by_head", [False, True], ids=["tokens first", "heads first"])
+@pytest.mark.parametrize("per_row", [False, True], ids=["one position for all", "packed"])
+def test_rotation_taken_back(per_row, by_head, dtype):
+    batch, length, heads, width = 2, 5, (4, 2, 2), 32
+    angles = made(batch if per_row else 1, length, 1, width // 2, seed=1)
+    cos, sin = (torch.cat([f(angles)] * 2, -1).to(dtype) for f in (torch.cos, torch.sin))
+    parts = [made(batch, length, h, width, seed=h + i, dtype=dtype) for i, h in enumerate(heads)]
+    if by_head:  # as attention on a GPU may lay its gradients out
+        parts = [part.transpose(1, 2).contiguous().transpose(1, 2) for part in parts]
+    same(kernels.rotate_back(parts, cos, sin), fast.rotate_back(parts, cos, sin))
+
+
+def test_rotation_taken_back_undoes_it():
+    angles = made(1, 5, 1, 16, seed=1)
+    cos, sin = (torch.cat([f(angles)] * 2, -1) for f in (torch.cos, torch.sin))
+    qkv = made(10, 8 * 32)
+    turned = qkv.clone()
+    kernels.rotate(turned, cos, sin, 6, None, None)
+    parts = turned.view(2, 5, 8, 32).split([4, 2, 2], dim=2)
+    same(kernels.rotate_back(parts, cos, sin), qkv)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -125,3 +145,18 @@ def test_dequantized_nf4():
     out = torch.empty_like(weight)
     kernels.dequantize(packed, state, out)
     torch.testing.assert_close(out, dequantize_4bit(packed, state), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("there", DTYPES)
+@pytest.mark.parametrize("here", DTYPES)
+def test_many_matrices_copied_at_once(here, there):
+    shapes = [(3, 700), (40, 16), (1, 5000)]
+    sources = [made(*shape, seed=n, dtype=here) for n, shape in enumerate(shapes)]
+    wide = [torch.zeros(r, c + 3, dtype=there, device=sources[0].device) for r, c in shapes]
+    ours = [w[:, 1:-2] for w in wide]  # parts of larger ones: nothing beside them may change
+    plain = [torch.empty_like(part) for part in ours]
+    fast.copy_all(plain, sources, [1.0, 0.5, 3.0])
+    kernels.copy_all(ours, sources, [1.0, 0.5, 3.0])
+    for mine, theirs, whole in zip(ours, plain, wide, strict=True):
+        same(mine, theirs)
+        assert not whole[:, 0].any() and not whole[:, -2:].any()

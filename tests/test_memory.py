@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from course_utils import memory
-from course_utils.memory import measure
-from course_utils.memory import MemoryMeter
+from course_utils.memory import MemoryMeter, measure
 
 BLOCK_GIB = 0.25
 
