@@ -144,7 +144,11 @@ def rows(size: str) -> Iterator[Row]:
     yield from ablation(model, scale)
     lengths = [128, 512, 1024, 2048, 4096, 8192, 16384, 32768]
     yield from growth(model, "length", [(1, n // scale) for n in lengths])
-    yield from growth(model, "batch", [(n, 1024 // scale) for n in (1, 2, 4, 8, 16)])
+    for row in growth(model, "batch", [(n, 1024 // scale) for n in (1, 2, 4, 8, 16)]):
+        yield row
+        if row["batch"] == 4:
+            count = sum(p.numel() for p in model.parameters())
+            yield row | {"study": "size", "size": size, "parameters": count}
     for rank in (4, 64, 256):
         model = adapted(model.unload(), rank)
         for row in growth(model, "rank", [(4, 1024 // scale)]):
@@ -180,32 +184,49 @@ def collect(files: list[str], name: str, notes: list[str] | None) -> Path:
     return made
 
 
+NAMES = ("seconds per step", "peak memory (GiB)")
+STUDIES = (  # study, a row's place on the x axis, its unit
+    ("length", lambda r: r["length"], "tokens in one row"),
+    ("batch", lambda r: r["batch"], "rows of 1,024 tokens"),
+    ("rank", lambda r: r["rank"], "rank (4 x 1,024 tokens)"),
+    ("size", lambda r: r["parameters"] / 1e9, "parameters, in billions (4 x 1,024)"),
+)
+
+
 def plot(found: list[Row], picture: Path) -> None:
-    """Seconds a step and peak memory against the work, with the line of proportion."""
+    """Seconds a step and peak memory against the work, each with the straight line to follow.
+
+    Time should be in proportion to the work, memory a straight line above what does not grow.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, 3, figsize=(11, 6), layout="constrained")
-    for column, study, x, unit in (
-        (0, "length", "length", "tokens in one row"),
-        (1, "batch", "batch", "rows of 1,024 tokens"),
-        (2, "rank", "rank", "rank (4 x 1,024 tokens)"),
-    ):
-        picked = sorted((r for r in found if r["study"] == study), key=lambda r: r[x])
-        for axis, y in zip(axes[:, column], ("seconds_per_step", "peak_gib"), strict=True):
-            xs, ys = [r[x] for r in picked], [r[y] for r in picked]
-            axis.plot(xs, ys, "o-")
-            axis.set(xlabel=unit, ylabel=y.replace("_", " ").replace("gib", "memory (GiB)"))
-            axis.set(xscale="log", yscale="log" if study != "rank" else "linear")
-            if y == "seconds_per_step" and study != "rank":
-                apart = [abs(r["batch"] * r["length"] - 4096) for r in picked]
-                middle = apart.index(min(apart))
-                axis.plot(xs, [ys[middle] * v / xs[middle] for v in xs], ":", label="in proportion")
-                axis.legend()
-    figure.suptitle("LoRA step of a 7B shape with checkpointing and offload")
-    figure.savefig(picture, dpi=80)
+    figure, axes = plt.subplots(2, 4, figsize=(13, 6), layout="constrained")
+    for (study, place, unit), column in zip(STUDIES, axes.T, strict=True):
+        picked = sorted((r for r in found if r["study"] == study), key=place)
+        xs, full = [place(r) for r in picked], _full(picked)
+        for axis, y, name in zip(column, ("seconds_per_step", "peak_gib"), NAMES, strict=True):
+            ys = [r[y] for r in picked]
+            axis.plot(xs, ys, "o-", label="measured")
+            # rank is no measure of a step's work, so its time too has a part that does not grow
+            start = (0.0, 0.0) if y != "peak_gib" and study != "rank" else (xs[0], ys[0])
+            slope = (ys[full] - start[1]) / (xs[full] - start[0])
+            axis.plot([0, xs[-1]], [start[1] + slope * (x - start[0]) for x in (0, xs[-1])], ":",
+                      label="straight line")  # fmt: skip
+            axis.set(xlabel=unit, ylabel=name, xlim=(0, None), ylim=(0, None))
+    axes[0, 0].legend()
+    figure.suptitle("LoRA step of a 7B shape with checkpointing and offload, one H200")
+    figure.savefig(picture, dpi=70)
+
+
+def _full(picked: list[Row]) -> int:
+    """The first point whose 4096 tokens keep the GPU busy, or else the last one."""
+    for number, row in enumerate(picked[1:], 1):
+        if row["batch"] * row["length"] == 4096 and row["study"] in ("length", "batch"):
+            return number
+    return len(picked) - 1
 
 
 def main() -> None:

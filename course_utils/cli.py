@@ -1,4 +1,4 @@
-"""The headless face: `python -m course_utils quickstart | train | check-data | generate | fetch`.
+"""The headless face: `python -m course_utils COMMAND`; `--help` lists the commands.
 
 With `--json` standard output holds one JSON object and nothing else; all talk goes to standard
 error.  Exit code 0: done; 1: something the reader can put right, said in one sentence; 2: the
@@ -65,6 +65,11 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--max-tokens", type=int, default=100, help="of the answer (default 100)")
     generate.add_argument("--temperature", type=float, help="default: always the likeliest token")
     generate.add_argument("--seed", type=int, help="makes a sampled answer repeatable")
+
+    claims = _add(commands, "claims", _claims, "the guide's numbers beside the measured ones")
+    claims.add_argument("--section", help="of the guide: 3, 3.2 ...")
+    claims.add_argument("--topic", help="memory, parameters, time, data, settings or quality")
+    claims.add_argument("--verdict", help="holds, off, depends, 'does not hold' ...")
 
     _add(commands, "fetch", _fetch, "download the embedded model, if it is not here yet")
     return parser
@@ -150,6 +155,14 @@ def _generate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         prompt, options.max_tokens, temperature=options.temperature, seed=options.seed
     )
     return {"prompt": prompt, "answer": answer, "model": options.model}, answer
+
+
+def _claims(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from . import claims
+
+    ledger = claims.ledger()
+    found = ledger.select(options.section, topic=options.topic, verdict=options.verdict)
+    return found.to_dict(), str(found)
 
 
 def _fetch(options: argparse.Namespace) -> tuple[dict[str, Any], str]:

@@ -32,6 +32,10 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated.*")
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
+    # A run that goes on in smaller batches, which `training` has checked to hold the same rows.
+    logging.getLogger("transformers.trainer_utils").addFilter(
+        lambda record: "do not match the ones in the `trainer_state.json`" not in record.msg
+    )
     # bitsandbytes looks for an optional inference kernel at import and warns where it is absent.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
@@ -63,13 +67,24 @@ def training_arguments(**wanted: Any):
     return TrainingArguments(**wanted)
 
 
-def enable_checkpointing(model: Any) -> None:
-    """Recompute activations in the backward pass instead of keeping them (non-reentrant)."""
+def enable_checkpointing(model: Any, every: int = 1) -> None:
+    """Recompute activations in the backward pass instead of keeping them (non-reentrant).
+
+    every: of each such layer, from the first on.  Raises CourseError where that is asked for and
+    the installed transformers, or this model, can only checkpoint all layers.
+    """
     keywords = {"use_reentrant": False}
-    if hasattr(model, "activation_checkpointing_enable"):  # from 5.23
-        model.activation_checkpointing_enable(keywords)
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=keywords)
+    enable = getattr(model, "activation_checkpointing_enable", None)  # from 5.23
+    enable = enable or model.gradient_checkpointing_enable
+    if every == 1:
+        enable(keywords)
+        return
+    if "every_n_layers" not in inspect.signature(enable).parameters:
+        raise CourseError(
+            f"checkpointing={every} needs a newer transformers for a {type(model).__name__}: set "
+            "checkpointing=True, or update transformers."
+        )
+    enable(keywords, every_n_layers=every)
 
 
 def disable_checkpointing(model: Any) -> None:

@@ -58,12 +58,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def rms_norm_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, more: Tensor
+    grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, more: Tensor | None
 ) -> Tensor:
     """Gradient at x of `rms_norm`, plus `more`: what reached x past the norm."""
     normed, through = x.float() * scale, grad.float() * weight.float()
     along = (through * normed).mean(-1, keepdim=True)
-    return (more.float() + scale * (through - normed * along)).to(x.dtype)
+    made = scale * (through - normed * along)
+    return (made if more is None else more.float() + made).to(x.dtype)
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -531,6 +532,24 @@ class _MLP(torch.autograd.Function):
         return dx, *d_up, *d_down, None, None
 
 
+class _Norm(torch.autograd.Function):
+    """The norm after the last layer; x [tokens, width]."""
+
+    @staticmethod
+    def forward(ctx, x, norm: nn.Module, steps: Steps):
+        normed, scale = steps.norm(x, norm.weight, norm.variance_epsilon)
+        ctx.save_for_backward(x, scale)
+        ctx.norm, ctx.steps = norm, steps
+        return normed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, scale = ctx.saved_tensors
+        # a kernel writes its result over the gradient, and this one may be others' too
+        return ctx.steps.norm_backward(grad.clone(), x, ctx.norm.weight, scale, None), None, None
+
+
 def _keep(ctx, layer: Layer, run: Pass, x: Tensor, adapters: tuple, more: tuple) -> None:
     """Save a half layer's input (here or in the CPU's memory), its adapters, and `more`."""
     ctx.layer, ctx.run = layer, run
@@ -650,7 +669,7 @@ class FastDecoder:
             q, o, g, d = (pairs.get(id(group), none) for group in layer.groups)
             x = _Attention.apply(x, *q, *o, layer, run)
             x = _MLP.apply(x, *g, *d, layer, run)
-        return self.decoder.norm(x.view_as(embedded))
+        return _Norm.apply(x, self.decoder.norm, self.steps).view_as(embedded)
 
 
 def decoder_of(model: nn.Module) -> nn.Module:
@@ -732,6 +751,8 @@ def _layers(decoder: nn.Module, every: int, dtype: torch.dtype, make_weight) -> 
                 checkpointing=bool(every) and number % every == 0 and number < last,
             )
         )
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # else what was joined stays reserved, in pieces too small
     return made
 
 

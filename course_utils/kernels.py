@@ -28,15 +28,18 @@ def _norm(x, weight, out, scale, width, eps, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _norm_backward(grad, x, weight, scale, more, out, width, BLOCK: tl.constexpr):
+def _norm_backward(grad, x, weight, scale, more, out, width,
+                   MORE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     row, at = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     place, inside, rms = row * width + at, at < width, tl.load(scale + row)
     normed = tl.load(x + place, inside, 0.0).to(tl.float32) * rms
     through = tl.load(grad + place, inside, 0.0).to(tl.float32)
     through *= tl.load(weight + at, inside, 0.0).to(tl.float32)
     along = tl.sum(through * normed) / width
-    past = tl.load(more + place, inside, 0.0).to(tl.float32)
-    tl.store(out + place, past + rms * (through - normed * along), inside)
+    made = rms * (through - normed * along)
+    if MORE:
+        made += tl.load(more + place, inside, 0.0).to(tl.float32)
+    tl.store(out + place, made, inside)
 
 
 @triton.jit
@@ -222,11 +225,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def rms_norm_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, more: Tensor
+    grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, more: Tensor | None
 ) -> Tensor:
     """Gradient at x of `rms_norm`, plus `more`; written into grad."""
-    width = x.shape[1]
-    _norm_backward[(len(x),)](grad, x, weight, scale, more, grad, width, **_block(width))
+    width, past = x.shape[1], grad if more is None else more
+    _norm_backward[(len(x),)](
+        grad, x, weight, scale, past, grad, width, MORE=more is not None, **_block(width)
+    )
     return grad
 
 

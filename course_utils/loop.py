@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import random
 import signal
 import threading
 import time
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
@@ -24,9 +26,11 @@ from .encoding import IGNORE, Collator, batches, count_tokens
 from .errors import CourseError
 from .loss import answers_only, mean_loss
 from .memory import current_gib
+from .oom import RanOutOfMemory, is_out_of_memory, let_go
 from .precision import DTYPES, autocast_for
 from .recipes import Recipe
 
+EPOCH_RANDOM = "epoch_random_state.pt"  # in a checkpoint: what the epoch's order was drawn from
 OPTIMIZERS = {
     "adamw": "adamw_torch_fused",
     "adamw_8bit": "adamw_bnb_8bit",
@@ -59,16 +63,23 @@ class AnswerTrainer(Trainer):
             data_collator=Collator(tokenizer.pad_token_id or 0),
         )
         self.recipe, self.meter, self.report, self.panel = recipe, meter, report, panel
-        self.precision, self.autocast = precision, autocast_for(precision, place)
+        # pure bf16 needs no autocast, which would compute some steps in fp32
+        self.precision, pure = precision, recipe.base_precision == "bf16"
+        self.autocast = autocast_for("fp32" if pure else precision, place)
         pad = tokenizer.pad_token_id or 0
         self.validation = batches(validation, recipe.batch_size, pad) if validation else None
         self.model_accepts_loss_kwargs = True  # our forward divides by the whole batch's labels
         self.interrupted = False
         self.remove_callback(PrinterCallback)
-        self.add_callback(_Watch(self))
+        self.watch = _Watch(self)
+        self.add_callback(self.watch)
 
     def fit(self, resume: str | None) -> None:
-        """Train, with everything that was switched on for it switched off again after."""
+        """Train, with everything that was switched on for it switched off again after.
+
+        Raises RanOutOfMemory, with the state of the last finished step kept as a checkpoint.
+        """
+        self.resumed, said = resume, None
         casting = disable_input_dtype_casting(self.model) if self._adapts() else None
         with contextlib.ExitStack() as stack:
             stack.enter_context(answers_only(self.model))
@@ -82,12 +93,33 @@ class AnswerTrainer(Trainer):
                 self.train(resume_from_checkpoint=resume)
             except BaseException as error:
                 self.report.stopped = f"stopped by {type(error).__name__}"
-                raise
+                if not is_out_of_memory(error):
+                    raise
+                # freed here: leaving the block takes a little memory itself
+                self.model.zero_grad(set_to_none=True)  # of a part of a batch
+                said = let_go(error, self.meter.device)
             finally:
                 if self.keeps_cache is not None:
                     self.model.config.use_cache = self.keeps_cache
                 if self.panel:
                     self.panel.finish(self._last_word())
+        if said is not None:
+            torn = self.watch.updating and self.state.global_step > self.watch.began_at
+            checkpoint = None if torn else self._keep_last_step()
+            raise RanOutOfMemory(self.recipe, said, self.report, checkpoint, torn)
+
+    def _keep_last_step(self) -> Path | None:
+        """A checkpoint of the last finished step; None where none is finished.
+
+        A failed step has changed no weight yet; only counts and random numbers are taken back.
+        """
+        self.watch.back_to_last_step()
+        step = self.state.global_step
+        if step == self.watch.began_at:
+            return Path(self.resumed) if self.resumed else None
+        self._save_checkpoint(self.model, trial=None)
+        self.callback_handler.on_save(self.args, self.state, self.control)
+        return Path(self.args.output_dir) / f"checkpoint-{step}"
 
     def _fast_layers(self) -> Any:
         """The decoder layers made fast, where the recipe wants it and this model allows it."""
@@ -142,6 +174,10 @@ class AnswerTrainer(Trainer):
     def _count(self, inputs: dict[str, torch.Tensor]) -> None:
         self.report.tokens += count_tokens(inputs)
         self.report.answer_tokens += int((inputs["labels"] != IGNORE).sum())
+
+    def floating_point_ops(self, inputs) -> int:
+        """Not counted: transformers would walk through all parameters anew at each step."""
+        return 0
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         """Linear warm-up from the first step on, then the recipe's schedule down to 0.
@@ -214,26 +250,55 @@ class _Watch(TrainerCallback):
     def __init__(self, trainer: AnswerTrainer) -> None:
         self.trainer, self.report = trainer, trainer.report
         self.panel, self.meter = trainer.panel, trainer.meter
-        self._since = 0.0
+        self._since = time.perf_counter()
         self._unproven = True  # until the first step has been seen to change something
+        self.began_at = 0  # the step that the run starts after: not 0 where it was resumed
+        self.updating = False  # whether the optimizer is at work
+        self._epoch_state: torch.Tensor | None = None
+        self._note_step()
 
     def on_train_begin(self, args, state, control, **kwargs):
         if self.panel:
             self.panel.start(state.max_steps)
         self.report.losses = [_curve_point(e) for e in state.log_history if "loss" in e]
+        self.report.steps = self.began_at = state.global_step
         self._validate(state)
         self._since = time.perf_counter()
 
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        """The order of an epoch's rows is drawn next: a resumed epoch needs the same draw."""
+        resumed = self.trainer.resumed
+        if resumed and state.global_step == self.began_at:
+            kept = Path(resumed) / EPOCH_RANDOM
+            if state.epoch == int(state.epoch):  # a new epoch
+                self.trainer._load_rng_state(resumed)
+            elif kept.is_file():
+                torch.random.set_rng_state(torch.load(kept, weights_only=True))
+        self._epoch_state = torch.random.get_rng_state()
+
+    def _note_step(self) -> None:
+        """Remember what a step that fails would change, besides gradients."""
+        self._last = (self.report.tokens, self.report.answer_tokens, _random_state())
+
+    def back_to_last_step(self) -> None:
+        """Undo what a failed step counted and drew."""
+        self.report.seconds += time.perf_counter() - self._since
+        self.report.tokens, self.report.answer_tokens, state = self._last
+        _set_random_state(state)
+
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self.meter.mark("step")
+        self.updating = True
         if self._unproven:
             _check_gradients(self.trainer.model)
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.meter.mark(None)
+        self.updating = False
 
     def on_step_end(self, args, state, control, **kwargs):
         self.report.steps = state.global_step
+        self._note_step()
         if self._unproven and not self.trainer.accelerator.optimizer_step_was_skipped:
             _check_adapter_moved(self.trainer.model)
             self._unproven = False  # an fp16 scaler skips steps while it looks for its scale
@@ -260,6 +325,7 @@ class _Watch(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         self.trainer.recipe.save(folder / "recipe.yaml")
+        torch.save(self._epoch_state, folder / EPOCH_RANDOM)
         if self.report.stopped == "interrupted":
             self.report.notes.append(
                 f"interrupted after step {state.global_step} of {state.max_steps}; to go on: "
@@ -286,6 +352,20 @@ class _Watch(TrainerCallback):
         if state.global_step:
             figures["tokens_per_second"] = self.report.tokens / max(seconds, 1e-9)
         self.panel.update(state.global_step, memory_gib=current_gib(self.meter.device), **figures)
+
+
+def _random_state() -> tuple[Any, ...]:
+    """Where the random numbers of Python, NumPy and torch stand."""
+    gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return random.getstate(), np.random.get_state(), torch.random.get_rng_state(), gpu
+
+
+def _set_random_state(state: tuple[Any, ...]) -> None:
+    random.setstate(state[0])
+    np.random.set_state(state[1])
+    torch.random.set_rng_state(state[2])
+    if state[3] is not None:
+        torch.cuda.set_rng_state(state[3])
 
 
 def _curve_point(entry: dict[str, Any]) -> dict[str, float]:

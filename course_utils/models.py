@@ -27,6 +27,7 @@ from . import compat, fetch, hub
 from .errors import CourseError
 
 EMBEDDED = "smollm2"
+HUB_NAMES = {EMBEDDED: "HuggingFaceTB/SmolLM2-135M-Instruct"}  # where an embedded model comes from
 UNUSABLE = (  # what the libraries raise for files that are missing, damaged or of another kind
     OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError,
     StrictDataclassError,
@@ -87,6 +88,8 @@ def load(
             f"{name} lacks {len(found['missing_keys'])} weights of a {type(model).__name__}, such "
             f"as {min(found['missing_keys'])}: it is damaged, or is no causal language model."
         )
+    if name in HUB_NAMES:  # so that adapters and model cards name no folder of this machine
+        model.config._name_or_path = model.name_or_path = HUB_NAMES[name]
     return _ready(model if quantize else model.to(place))
 
 

@@ -20,11 +20,9 @@ from .errors import CourseError
 METHODS = ("full", "lora", "qlora")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit")
-BASE_PRECISIONS = ("auto", "fp8")
+BASE_PRECISIONS = ("auto", "bf16", "fp8")
 SCHEDULES = ("cosine", "linear", "constant")
-SWITCHES = (
-    "rslora", "packing", "group_by_length", "checkpointing", "offload", "fast", "kernels",
-)  # fmt: skip
+SWITCHES = ("rslora", "packing", "group_by_length", "offload", "fast", "kernels")
 # Full fine-tuning moves every weight, so it needs steps about ten times smaller than an adapter.
 DEFAULT_LEARNING_RATE = {"full": 1e-4, "lora": 1e-3, "qlora": 1e-3}
 
@@ -43,14 +41,18 @@ class Recipe:
     max_length: tokens; longer rows are cut and counted.  packing: join rows without padding, into
     sequences of pack_length tokens (default max_length).
     precision: "auto" takes the faster of bf16 and fp32 on this machine.
-    checkpointing: recompute activations in the backward pass (less memory, more time).
+    checkpointing: recompute activations in the backward pass (less memory, more time); True: those
+    of every layer, N: of every N-th, between the two in memory and in time.
     offload: keep what checkpointing keeps in the CPU's memory (needs a GPU; costs no time where
     a layer computes longer than its input is copied).
     fast: run LoRA's decoder layers through `fast` where it knows them; elsewhere the report says
     why not.  kernels: their elementwise steps as Triton kernels, where there is a GPU for them.
-    base_precision: "auto" holds the frozen weights as `precision` says; "fp8" holds and multiplies
-    them in 8 bits, on GPUs that can (Ada, Hopper and later).  Experimental: what it costs in
-    quality on a real model is not measured yet.
+    base_precision: "auto" holds the frozen weights as `precision` says, and trained ones in fp32.
+    "bf16", for "full" alone: weights, gradients and optimizer states in bf16, half of fp32's
+    memory.  bf16 has 8 bits of mantissa, so an update below about 1/256 of its weight is rounded
+    away: late in a schedule many are, and the loss may stop falling earlier than in fp32.
+    "fp8" holds and multiplies the frozen weights in 8 bits, on GPUs that can (Ada, Hopper and
+    later).  Experimental: what it costs in quality on a real model is not measured yet.
     evaluate_every, save_every: in steps; None evaluates at the end only and saves no checkpoint.
     """
 
@@ -76,7 +78,7 @@ class Recipe:
     pack_length: int | None = None
     group_by_length: bool = True
     precision: str = "auto"
-    checkpointing: bool = False
+    checkpointing: bool | int = False
     offload: bool = False
     fast: bool = True
     kernels: bool = True
@@ -92,6 +94,8 @@ class Recipe:
             object.__setattr__(self, "model", str(self.model))
         if self.learning_rate is None and self.method in METHODS:
             object.__setattr__(self, "learning_rate", DEFAULT_LEARNING_RATE[self.method])
+        if self.base_precision == "bf16" and self.precision == "auto":
+            object.__setattr__(self, "precision", "bf16")
         problems = list(_problems(self))
         if problems:
             raise CourseError("This recipe cannot run: " + "; ".join(problems) + ".")
@@ -167,6 +171,10 @@ def _problems(recipe: Recipe):
             yield f"{name} is {value!r} and must be at least 0 and below {top}"
     if recipe.pack_length and not (recipe.packing and recipe.pack_length >= recipe.max_length):
         yield "pack_length needs packing=True, and at least max_length tokens"
+    if recipe.base_precision == "bf16" and recipe.method != "full":
+        yield "base_precision 'bf16' is for method 'full': frozen weights follow `precision`"
+    if recipe.base_precision == "bf16" and recipe.precision not in ("auto", "bf16"):
+        yield f"base_precision 'bf16' computes in bf16, and precision is {recipe.precision!r}"
     if recipe.base_precision == "fp8" and recipe.method != "lora":
         yield "base_precision 'fp8' is for method 'lora': qlora has its own, full trains the base"
     if recipe.base_precision == "fp8" and not recipe.fast:
@@ -183,6 +191,12 @@ def _wrong_kinds(recipe: Recipe):
     for name in SWITCHES:
         if not isinstance(getattr(recipe, name), bool):
             yield f"{name} is {getattr(recipe, name)!r} and must be true or false"
+    every = recipe.checkpointing
+    if not isinstance(every, bool | int) or (every < 1 and every is not False):
+        yield (
+            f"checkpointing is {every!r} and must be true, false, or a whole number N of at least "
+            "1 for every N-th layer"
+        )
     if not isinstance(recipe.model, str) or not recipe.model:
         yield f"model is {recipe.model!r} and must be a name, a Hub id or a folder"
     names = [recipe.targets] if isinstance(recipe.targets, str) else recipe.targets
@@ -237,20 +251,23 @@ def read_fields(path: str | Path) -> dict[str, Any]:
     return fields
 
 
-# The guide's three settings by memory, with what it takes to fit the card (checkpointing) and
-# what is safe everywhere (bf16 where the machine has it, warm-up as a share of the steps).
+# The guide's three settings by memory: for a 7B model (Llama-2-7B's shape) on cards of 6 to 8, 16
+# and 24 GiB, which `tests/test_plan.py` checks by calculation.  It takes checkpointing, inputs that
+# wait in the CPU's memory (offload), and dropout=0, without which the fast layers do not run: stock
+# ones need 16.9 GiB where the medium setting has 16, and 25.9 where the large one has 24.  The
+# guide's dropout of 0.1 and 0.05 is the price; more rows or fewer epochs act against overfitting.
 RECOMMENDED_CONFIG_SMALL = Recipe(
-    method="qlora", rank=8, alpha=16, dropout=0.1, targets=("q_proj", "v_proj"),
+    method="qlora", rank=8, alpha=16, targets=("q_proj", "v_proj"),
     learning_rate=2e-4, batch_size=2, gradient_accumulation=8, epochs=3, max_length=512,
-    checkpointing=True,
+    checkpointing=True, offload=True,
 )  # fmt: skip
 RECOMMENDED_CONFIG_MEDIUM = Recipe(
-    method="lora", rank=16, alpha=32, dropout=0.1, targets=("q_proj", "k_proj", "v_proj", "o_proj"),
+    method="lora", rank=16, alpha=32, targets=("q_proj", "k_proj", "v_proj", "o_proj"),
     learning_rate=3e-4, batch_size=4, gradient_accumulation=4, epochs=3, max_length=1024,
-    checkpointing=True,
+    checkpointing=True, offload=True,
 )  # fmt: skip
 RECOMMENDED_CONFIG_LARGE = Recipe(
-    method="lora", rank=32, alpha=64, dropout=0.05, targets="all-linear",
+    method="lora", rank=32, alpha=64, targets="all-linear",
     learning_rate=3e-4, batch_size=8, gradient_accumulation=2, epochs=3, max_length=2048,
-    checkpointing=True,
+    checkpointing=True, offload=True,
 )  # fmt: skip

@@ -5,13 +5,14 @@ A thin face over `data`, `encoding`, `training` and `evaluation`.
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import data, display, evaluation, models, sets, training
+from . import budget, data, display, evaluation, models, sets, training
 from .data import Conversation
 from .display.panel import in_notebook
 from .encoding import Encoded, encode
@@ -29,11 +30,22 @@ class ModelTrainer:
 
     model_name: "smollm2" (embedded, needs no network), a Hub id, or a folder.  A Hub model that
     cannot be had is replaced by the embedded one, with a sentence that says so.
+    memory_budget_gib: GiB that a training may take, as if the card had no more: what memory alone
+    depends on (how an update's rows are split, checkpointing, offload) is then chosen to fit, where
+    no keyword fixes it, and a training that meets the limit all the same goes on in smaller steps.
+    On the CPU it is checked by calculation alone.  allow_qlora: whether LoRA may become QLoRA for
+    it; `train` without a method chooses between both in any case.
     After training: `model`, `tokenizer`, `recipe` and `report`.
     """
 
-    def __init__(self, model_name: str = models.EMBEDDED) -> None:
+    def __init__(
+        self,
+        model_name: str = models.EMBEDDED,
+        memory_budget_gib: float | None = None,
+        allow_qlora: bool = False,
+    ) -> None:
         self.model_name = model_name
+        self.memory_budget_gib, self.allow_qlora = memory_budget_gib, allow_qlora
         self.model: Any = None
         self.tokenizer: Any = None
         self.recipe: Recipe | None = None
@@ -144,23 +156,52 @@ class ModelTrainer:
     ) -> tuple[Any, Any]:
         """Train as `recipe` (or its `fields`) says; every other `train_*` ends here."""
         self._ensure_tokenizer()
+        free = self.allow_qlora or (recipe is None and "method" not in fields)
         recipe = (recipe or Recipe(model=self.model_name)).replace(**fields)
         encoded = self.format_dataset(train_dataset, recipe.max_length)
         if validation_dataset is not None:
             validation_dataset = self.format_dataset(validation_dataset, recipe.max_length)
         # let go of the previous model before the next one is loaded
         self.model = self.recipe = self.report = None
-        panel = display.panel_for_here(
-            f"{recipe.method} on {recipe.model}", memory_limit_gib(models.device())
-        )
-        result = training.run(
+        limit = self.memory_budget_gib or memory_limit_gib(models.device())
+        panel = display.panel_for_here(f"{recipe.method} on {recipe.model}", limit)
+        run = training.run
+        if self.memory_budget_gib is not None:
+            free = free and recipe.method == "lora" and resume is None
+            run = functools.partial(self._run_within, free, set(fields))
+        result = run(
             recipe, encoded, validation_dataset, tokenizer=self.tokenizer,
             output_dir=output_dir, panel=panel, resume=resume,
         )  # fmt: skip
-        self.model, self.recipe, self.report = result.model, recipe, result.report
+        self.model, self.recipe, self.report = result.model, result.recipe, result.report
         result.save(output_dir)
         _say(result.report)
         return self.model, self.tokenizer
+
+    def _run_within(
+        self,
+        free: bool,
+        fixed: set[str],
+        recipe: Recipe,
+        rows: Encoded,
+        *others: Any,
+        **options: Any,
+    ) -> training.Run:
+        """`training.run` within the budget.  free: to take QLoRA.  fixed: fields not to change.
+
+        Of a batch's size only the rows per update are fixed, however they are split.
+        """
+        limit = self.memory_budget_gib
+        recipe, said = budget.fitted(
+            recipe, limit, rows,
+            fixed=sorted(fixed & {"checkpointing", "offload"}),
+            methods=("lora", "qlora") if free else None,
+        )  # fmt: skip
+        run = budget.run_within(
+            recipe, rows, *others, budget_gib=limit, allow_qlora=free, **options
+        )
+        run.report.notes.insert(0, said)
+        return run
 
     def resume(self, train_dataset: Any, output_dir: str | Path, **options: Any):
         """Go on from the newest checkpoint in `output_dir`, with the recipe it was started with."""

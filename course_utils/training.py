@@ -24,11 +24,11 @@ from .encoding import Encoded, encode, packed
 from .errors import CourseError
 from .loop import AnswerTrainer, Panel
 from .memory import MemoryMeter, device_name
+from .oom import RanOutOfMemory, is_out_of_memory, let_go
 from .precision import DTYPES, choose_precision
 from .recipes import Recipe
 from .report import RunReport, load_report, versions
 
-HUB_NAMES = {models.EMBEDDED: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 MAY_CHANGE = (
     "evaluate_every", "save_every", "checkpointing", "offload", "fast", "kernels",
 )  # fmt: skip  # between a run and its resumption
@@ -69,24 +69,25 @@ def run(
     callbacks: transformers' own, for what a run should do besides.
     resume: a checkpoint folder of an earlier run of the same recipe and data; goes on there.
     Interrupting (Ctrl-C, or Jupyter's stop button) ends after the step and keeps a checkpoint.
-    Raises CourseError when nothing could be learnt: no gradient, a NaN loss, an untouched adapter.
+    Raises CourseError when nothing could be learnt: no gradient, a NaN loss, an untouched adapter;
+    RanOutOfMemory, with a checkpoint of the last finished step (`budget.run_within` goes on).
     """
     place = models.device() if model is None else next(model.parameters()).device
     if resume is not None:
         _check_resumable(Path(resume), recipe)
-    meter = MemoryMeter(place)
+    meter = MemoryMeter(place, empty=model is None)
     precision, why = choose_precision(recipe, place)
     tokenizer = tokenizer or models.load_tokenizer(recipe.model)
     train = _encoded(train, tokenizer, recipe)
     validation = None if validation is None else _encoded(validation, tokenizer, recipe)
     set_seed(recipe.seed)
     with meter.phase("load"):
-        model = model if model is not None else _load_base(recipe, precision, place)
-        model = prepare(model, recipe)
+        model = _ready(recipe, model, precision, place, resume)
     _check_fit(model, train)
     report = _new_report(recipe, model, train, place, f"{precision} ({why})")
     folder = Path(output_dir or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{recipe.method}")
     report.output_dir = str(folder)
+    report.notes += meter.notes
     trainer = AnswerTrainer(
         recipe, model, tokenizer, train, validation, folder, meter, report, precision, panel
     )
@@ -97,7 +98,7 @@ def run(
     finally:
         with contextlib.suppress(OSError):
             folder.rmdir()  # only where it stayed empty
-    report.memory = meter.report()
+        report.memory = meter.report()
     return Run(model.eval(), tokenizer, report, recipe)
 
 
@@ -133,8 +134,11 @@ def _check_resumable(folder: Path, recipe: Recipe) -> None:
         )
     if not (folder / "recipe.yaml").is_file():
         return
-    then, now = recipe_of(folder).to_dict(), recipe.to_dict()
-    changed = [n for n in now if now[n] != then[n] and n not in MAY_CHANGE]
+    old = recipe_of(folder)
+    then, now, free = old.to_dict(), recipe.to_dict(), MAY_CHANGE
+    if old.effective_batch == recipe.effective_batch:
+        free += ("batch_size", "gradient_accumulation")  # the same rows in each update
+    changed = [n for n in now if now[n] != then[n] and n not in free]
     if changed:
         raise CourseError(
             f"{folder} is of a run with another {', '.join(changed)}: go on with its own recipe "
@@ -142,11 +146,34 @@ def _check_resumable(folder: Path, recipe: Recipe) -> None:
         )
 
 
+def _ready(
+    recipe: Recipe,
+    model: PreTrainedModel | PeftModel | None,
+    precision: str,
+    place: torch.device,
+    resume: str | Path | None,
+) -> PreTrainedModel | PeftModel:
+    """The model of the recipe, or the one given, with what is to be trained in it."""
+    try:
+        model = model if model is not None else _load_base(recipe, precision, place)
+        return prepare(model, recipe)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        said = let_go(error, place)
+    raise RanOutOfMemory(recipe, said, checkpoint=Path(resume) if resume else None)
+
+
 def _load_base(recipe: Recipe, precision: str, place: torch.device) -> PreTrainedModel:
     # Weights that are trained stay in fp32 (autocast computes in `precision`): an update of
     # 1e-5 would vanish in bf16's 8 bits.  Frozen weights lose nothing by being held short.
-    dtype = torch.float32 if recipe.method == "full" else DTYPES[precision]
+    dtype = _trained_in(recipe) if recipe.method == "full" else DTYPES[precision]
     return models.load(recipe.model, dtype=dtype, quantize=recipe.method == "qlora", on=place)
+
+
+def _trained_in(recipe: Recipe) -> torch.dtype:
+    """The precision that full fine-tuning holds weights, gradients and optimizer states in."""
+    return torch.bfloat16 if recipe.base_precision == "bf16" else torch.float32
 
 
 def prepare(model: PreTrainedModel | PeftModel, recipe: Recipe) -> PreTrainedModel | PeftModel:
@@ -157,13 +184,13 @@ def prepare(model: PreTrainedModel | PeftModel, recipe: Recipe) -> PreTrainedMod
     """
     models.keep_4bit_trainable(model)
     if recipe.checkpointing:
-        compat.enable_checkpointing(model)
+        compat.enable_checkpointing(model, int(recipe.checkpointing))
     if isinstance(model, PeftModel):
         return model
     if recipe.method == "full":
         if getattr(model, "is_loaded_in_4bit", False):
             raise CourseError("A model held in 4 bits cannot be trained in full: use 'qlora'.")
-        return model.float().requires_grad_(True)  # see _load_base
+        return model.to(_trained_in(recipe)).requires_grad_(True)  # see _load_base
     model.requires_grad_(False)
     targets = models.target_layers(model, recipe.targets)
     conv1d = any(type(model.get_submodule(name)).__name__ == "Conv1D" for name in targets)
@@ -231,7 +258,7 @@ def save(run: Run, folder: str | Path) -> Path:
     if isinstance(run.model, PeftModel):
         # The embedded model's own folder is a path of this machine: name its home on the Hub.
         config = run.model.peft_config["default"]
-        config.base_model_name_or_path = HUB_NAMES.get(run.recipe.model, run.recipe.model)
+        config.base_model_name_or_path = models.HUB_NAMES.get(run.recipe.model, run.recipe.model)
     with compat.without_progress_bars():
         # "auto" would ask the Hub for the base's config, to see whether its vocabulary has grown
         options = {"save_embedding_layers": False} if isinstance(run.model, PeftModel) else {}

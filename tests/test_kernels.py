@@ -40,8 +40,9 @@ def test_norm_and_its_backward(width, dtype):
     ours, scale_too = kernels.rms_norm(x, weight, 1e-5)
     same(ours, plain)
     same(scale_too, scale)
-    back = fast.rms_norm_backward(grad, x, weight, scale, more)
-    same(kernels.rms_norm_backward(grad.clone(), x, weight, scale, more), back)
+    for past in (more, None):
+        back = fast.rms_norm_backward(grad, x, weight, scale, past)
+        same(kernels.rms_norm_backward(grad.clone(), x, weight, scale, past), back)
 
 
 RANKS = [0, 6, 16, 48, 130]  # 0: no adapter; 130: too high for a tile

@@ -111,6 +111,18 @@ def test_replace_changes_a_copy_and_refuses_unknown_names():
         recipe.rank = 4
 
 
+def test_checkpointing_is_a_switch_or_every_nth_layer(tmp_path):
+    for value in (False, True, 1, 3):
+        recipe = Recipe(checkpointing=value)
+        assert recipes.load(recipe.save(tmp_path / "recipe.yaml")).checkpointing == value
+    assert Recipe(checkpointing=2, offload=True).offload
+
+
+def test_pure_bf16_computes_in_bf16():
+    assert Recipe(method="full", base_precision="bf16").precision == "bf16"
+    assert Recipe(method="full").precision == "auto"
+
+
 def test_printing_shows_what_differs():
     text = str(Recipe(packing=True, rank=4))
     assert "packing=True" in text and "rank=4" in text and "checkpointing" not in text
@@ -135,7 +147,13 @@ def test_presets_keep_the_guides_effective_batch():
         ({"offload": True}, "needs checkpointing=True"),
         ({"base_precision": "fp8", "method": "qlora"}, "is for method 'lora'"),
         ({"base_precision": "fp8", "fast": False}, "needs fast=True"),
-        ({"base_precision": "int3"}, "must be one of auto, fp8"),
+        ({"base_precision": "int3"}, "must be one of auto, bf16, fp8"),
+        ({"base_precision": "bf16", "method": "lora"}, "'bf16' is for method 'full'"),
+        ({"base_precision": "bf16", "method": "full", "precision": "fp32"}, "is 'fp32'"),
+        ({"checkpointing": 0}, "checkpointing is 0 and must be true, false, or"),
+        ({"checkpointing": -2}, "checkpointing is -2"),
+        ({"checkpointing": "yes"}, "checkpointing is 'yes'"),
+        ({"checkpointing": 1.5}, "checkpointing is 1.5"),
         ({"kernels": "perhaps"}, "must be true or false"),
     ],
 )

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # run as a script, from wherever
+
+from course_utils import claims  # noqa: E402
+
+HEADLINE = (  # rows of the ledger, in this order; those not measured yet are left out
+    "1.3-full", "10.1-lora", "10.1-qlora", "5.1-medium", "5.1-large", "3.3-saved",
+    "3.2-parameters", "3.2-saved", "1.3-lora-time", "2.4-length", "3.1-warmup", "5.2-alpha",
+)  # fmt: skip
 START, END = r"<!-- measured: [^>]*-->\n", r"<!-- end of measured -->"
 
 
@@ -29,7 +38,7 @@ def measured(results: Path = ROOT / "benchmarks" / "results") -> str:
     lines = ["", "| | measured |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
     device = f"{first['device']}, torch {first['versions']['torch']}"
     lines += ["", f"({device}; transformers {first['versions']['transformers']}.)", ""]
-    return "\n".join(lines + gpu_table(results))
+    return "\n".join([*lines, *gpu_table(results), "", *claims_table(results)])
 
 
 def gpu_table(results: Path) -> list[str]:
@@ -50,6 +59,27 @@ def gpu_table(results: Path) -> list[str]:
 
 def _cells(row: dict) -> str:
     return f"{row['tokens_per_second']:,.0f} | {row['peak_gib']:.1f}"
+
+
+def claims_table(results: Path) -> list[str]:
+    """Some rows of the claims ledger: what the guide says, figures, verdict."""
+    ledger = claims.ledger(results)
+    counts = ", ".join(f"{count} {kind}" for kind, count in ledger.counts().items())
+    lines = [f"The guide that the course follows, number by number ({len(ledger)}: {counts}):", ""]
+    lines += ["| the guide says | measured | on | verdict |", "|---|---|---|---|"]
+    for row in ledger.select(ids=HEADLINE):
+        if row.verdict.kind != claims.OPEN:
+            figures, where = _figures(row)
+            lines.append(f"| {row.claim.says} | {figures} | {where} | {row.verdict.text} |")
+    return [*lines, "", "`python -m course_utils claims` prints all rows, with where and why."]
+
+
+def _figures(row: claims.Row) -> tuple[str, str]:
+    """(the judged figures, of several the lowest and the highest; the machines)."""
+    judged = sorted((f for f in row.measured if f.judged), key=lambda figure: figure.value)
+    ends = dict.fromkeys(f"{figure.shown}: {figure.what}" for figure in (judged[0], judged[-1]))
+    where = dict.fromkeys(s["device"].partition(" (")[0] for f in judged for s in f.sources)
+    return "; ".join(ends), ", ".join(where)
 
 
 def filled(text: str) -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .plots import plot_losses, plot_memory, plot_scores
     from .quizzes import Quiz, quiz
     from .style import COLORS, course_style
-    from .tables import SideBySide, side_by_side
+    from .tables import ClaimsTable, SideBySide, claims_table, side_by_side
     from .widgets import Interactive, interactive
 
 _HOME = {
@@ -28,7 +28,9 @@ _HOME = {
     "quiz": "quizzes",
     "COLORS": "style",
     "course_style": "style",
+    "ClaimsTable": "tables",
     "SideBySide": "tables",
+    "claims_table": "tables",
     "side_by_side": "tables",
     "Interactive": "widgets",
     "interactive": "widgets",
@@ -36,11 +38,13 @@ _HOME = {
 
 __all__ = [
     "COLORS",
+    "ClaimsTable",
     "Interactive",
     "LivePanel",
     "Quiz",
     "SideBySide",
     "TerminalPanel",
+    "claims_table",
     "course_style",
     "interactive",
     "panel_for_here",

@@ -1,4 +1,4 @@
-"""Answers before and after training, side by side: HTML in a notebook, text elsewhere."""
+"""Answers before and after training, and the claims ledger: HTML in a notebook, text elsewhere."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from course_utils.errors import CourseError
 FIELDS = ("question", "expected", "before", "after", "ok_before", "ok_after")
 _CELL = "text-align:left;vertical-align:top;padding:6px 10px;white-space:pre-wrap"
 _RULE = "border-top:1px solid rgba(128,128,128,.3)"
+_VERDICTS = {"holds": "#15935f", "depends": "#b7791f", "not measured yet": "#64748b"}
 _MARKS = {True: ("✓", "#15935f", "right"), False: ("✗", "#c53d3d", "wrong")}
 
 
@@ -93,3 +94,39 @@ def _html_answer(answer: Any, ok: bool) -> str:
     style = f"float:left;color:{color};font-weight:bold"
     judged = f'<span style="{style}" title="{word}">{mark}</span>'
     return _html_cell(judged + _html_text(answer, "margin-left:1.5em"))
+
+
+class ClaimsTable:
+    """Rows of the claims ledger: what the guide says, what was measured, the verdict, and why."""
+
+    def __init__(self, ledger: Any) -> None:
+        self.rows = [row.to_dict() for row in ledger]
+        self._text = str(ledger)
+
+    def __str__(self) -> str:
+        return self._text
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        heads = ("Guide", "It says", "Measured", "Verdict", "Why")
+        top = "".join(f'<th style="{_CELL}">{head}</th>' for head in heads)
+        body = "".join(map(_claim_row, self.rows))
+        style = "width:100%;border-collapse:collapse"
+        return f'<table style="{style}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def claims_table(ledger: Any) -> ClaimsTable:
+    """A table of `claims.ledger()`, or of what its `select` leaves."""
+    return ClaimsTable(ledger)
+
+
+def _claim_row(row: Mapping[str, Any]) -> str:
+    lines = [f"<b>{escape(f['shown'])}</b> {escape(f['what'])}" for f in row["measured"]]
+    sources = dict.fromkeys(figure["source"] for figure in row["measured"])
+    lines += [f'<span style="opacity:.65">{escape(source)}</span>' for source in sources]
+    lines += [escape(f"to come: {name}.json") for name in row["waits_for"]]
+    color = _VERDICTS.get(row["kind"], "#c53d3d")
+    verdict = f'<b style="color:{color}">{escape(row["verdict"])}</b>'
+    cells = (escape(row["section"]), escape(row["says"]), "<br>".join(lines), verdict)
+    return f"<tr>{''.join(map(_html_cell, (*cells, escape(row['why']))))}</tr>"

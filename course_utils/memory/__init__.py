@@ -1,8 +1,9 @@
-"""Memory: what training needs (`estimate`), what it took (`measure`), and what fits (`plan`).
+"""Memory: what training needs (`estimate`), what it took (`measure`, `measured`), and what fits (`plan`).
 
 All figures are GiB (2^30 bytes).
 """
 
+from .estimate import Estimate, estimate
 from .measure import (
     GIB,
     PHASES,
@@ -10,15 +11,39 @@ from .measure import (
     MemoryReport,
     current_gib,
     device_name,
+    free_memory,
+    limit_memory,
+    limited_memory,
     memory_limit_gib,
+    others_on_card_gib,
+    process_memory_gib,
 )
+from .measured import Measured, measured, measured_rows
+from .plan import Choice, Plan, plan, plan_recipe
+from .shapes import Shape, shape_of
 
 __all__ = [
+    "Choice",
+    "Estimate",
     "GIB",
     "PHASES",
+    "Plan",
+    "Measured",
     "MemoryMeter",
     "MemoryReport",
+    "Shape",
     "current_gib",
     "device_name",
+    "estimate",
+    "free_memory",
+    "limit_memory",
+    "limited_memory",
+    "measured",
+    "measured_rows",
     "memory_limit_gib",
+    "others_on_card_gib",
+    "plan",
+    "plan_recipe",
+    "process_memory_gib",
+    "shape_of",
 ]

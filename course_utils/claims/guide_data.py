@@ -1,0 +1,204 @@
+"""The guide's numbers on data: how much is needed, how long rows are, what becomes of them."""
+
+from __future__ import annotations
+
+from .figures import Figure, cpu, percent, times
+from .figures import Ref as _Ref
+from .ledger import Claim
+from .rules import (
+    DEPENDS,
+    FALSE,
+    HOLDS,
+    OFF,
+    about,
+    at_least,
+    at_most,
+    between,
+)
+
+NEEDED = "data_needed"  # held-out score against rows, with several seeds
+_CURVE = "Held-out score after 0, 30, 100, 300 and 1,000 rows, with several seeds."
+_PER_PARAMETER = 20  # tokens: compute-optimal training, arXiv:2203.15556
+_GPT3_TOKENS = 300e9  # arXiv:2005.14165, section 2.2
+
+
+def _optimal_gb(what: str, parameters: float | None = None) -> Figure:
+    """English text for compute-optimal training: of a 7B as counted, or of so many parameters."""
+    size = cpu("tokens-english", "bytes_per_token")
+    if parameters:
+        return Figure(what, (size,), "GB", lambda b: _PER_PARAMETER * parameters * b / 1e9)
+    refs = size, cpu("7b-full", "trainable")
+    return Figure(what, refs, "GB", lambda b, count: _PER_PARAMETER * count * b / 1e9)
+
+
+def _billion(what: str, text: str, size: str) -> Figure:
+    return Figure(what, (cpu(f"tokens-{text}", f"billion_tokens_in_{size}"),), "billion tokens")
+
+
+_TOKENS = "A token is few bytes of English text, fewer of Chinese."
+_RULE = "By the rule of 20 tokens a parameter (arXiv:2203.15556)"
+
+PRETRAINING = (
+    Claim(
+        "2.2-7b-least", "2.2", "data", "pretraining a 7B takes at least 100 GB of text",
+        about(100),
+        (_optimal_gb("20 tokens a parameter, English"),),
+        {OFF: f"{_RULE} it takes more; models in use were trained on far more than that."},
+    ),
+    Claim(
+        "2.2-7b-better", "2.2", "data", "pretraining a 7B: better 1 TB (1,000 GB) and more",
+        at_most(1000), (_optimal_gb("20 tokens a parameter, English"),),
+        {HOLDS: f"{_RULE} 1 TB is enough."},
+    ),
+    Claim(
+        "2.2-7b-tokens", "2.2", "data", "that is billions of tokens (read as 1 to 10)",
+        between(1, 10),
+        (
+            _billion("100 GB of English", "english", "100_gb"),
+            _billion("1 TB of English", "english", "1_tb"),
+            _billion("100 GB of Chinese", "chinese", "100_gb"),
+        ),
+        {OFF: _TOKENS},
+    ),
+    Claim(
+        "2.2-175b-least", "2.2", "data", "pretraining a 175B takes at least 1 TB (1,000 GB)",
+        about(1000),
+        (Figure("the 300 billion tokens of GPT-3 (arXiv:2005.14165), as English text",
+                (cpu("tokens-english", "bytes_per_token"),), "GB",
+                lambda size: _GPT3_TOKENS * size / 1e9),),
+        {HOLDS: "It is what GPT-3 saw, which later work holds to be far too little for its size."},
+    ),
+    Claim(
+        "2.2-175b-better", "2.2", "data", "pretraining a 175B: better 10 TB (10,000 GB) and more",
+        about(10_000), (_optimal_gb("20 tokens a parameter, English", 175e9),),
+        {HOLDS: f"{_RULE}."},
+    ),
+    Claim(
+        "2.2-175b-tokens", "2.2", "data", "that is tens of billions of tokens (read as 10 to 100)",
+        between(10, 100), (_billion("1 TB of English", "english", "1_tb"),), {OFF: _TOKENS},
+    ),
+)  # fmt: skip
+
+ROWS = (
+    Claim(
+        "2.2-task-least", "2.2", "data", "tuning for a task takes at least 1,000 rows",
+        about(1000),
+        (
+            Figure("rows of the first chapter", (cpu("quickstart", "rows"),), "rows"),
+            percent("held-out messages exactly right after it", _Ref("quickstart", "score_after"),
+                    combine=lambda share: 100 * share, judged=False),
+        ),
+        {OFF: "A narrow format is learnt from fewer; broad abilities take more."},
+    ),
+    Claim(
+        "2.2-task-better", "2.2", "data", "tuning for a task: better 10,000 to 100,000 rows",
+        awaits=NEEDED, plan=_CURVE,
+    ),
+    Claim(
+        "2.2-task-enough", "2.2", "data", "10,000 rows are usually enough",
+        awaits=NEEDED, plan=_CURVE,
+    ),
+    Claim(
+        "2.2-instruction-least", "2.2", "data", "instruction tuning takes at least 1,000 pairs",
+        awaits=NEEDED, plan=_CURVE,
+    ),
+    Claim(
+        "2.2-instruction-better", "2.2", "data", "instruction tuning: better 50,000 pairs and more",
+        awaits=NEEDED, plan=_CURVE,
+    ),
+    Claim(
+        "2.2-lora-least", "2.2", "data", "LoRA and QLoRA take at least 100 rows",
+        awaits=NEEDED, plan=_CURVE,
+    ),
+    Claim(
+        "2.2-lora-better", "2.2, 10.1", "data", "LoRA and QLoRA: better 1,000 to 10,000 rows",
+        between(1000, 10_000),
+        (
+            Figure("rows of the first chapter", (cpu("quickstart", "rows"),), "rows"),
+            percent("held-out messages exactly right after it", _Ref("quickstart", "score_after"),
+                    combine=lambda share: 100 * share, judged=False),
+        ),
+        {OFF: "Fewer were enough for one narrow format; the curve over rows is to come."},
+    ),
+    Claim(
+        "2.2-lora-enough", "2.2", "data", "a few thousand rows are usually enough for LoRA",
+        awaits=NEEDED, plan=_CURVE,
+    ),
+    Claim(
+        "2.2-lora-fewer", "2.2", "data", "LoRA needs fewer rows than full fine-tuning",
+        awaits=NEEDED, plan="The same curve with full fine-tuning beside it.",
+    ),
+)  # fmt: skip
+
+_SETS = {
+    "instruction": "embedded instruction set",
+    "code": "embedded code set",
+    "chat": "embedded chat set",
+    "alpaca": "153 rows of Alpaca",
+}
+
+
+def _longer(length: int) -> tuple[Figure, ...]:
+    return tuple(
+        Figure(what, (cpu(f"padding-{name}", f"over_{length}"),), f"rows over {length} tokens")
+        for name, what in _SETS.items()
+    )
+
+
+LENGTHS = (
+    Claim(
+        "2.4-length", "2.4, 4.1", "data", "its code pads every row to 512 tokens", about(512),
+        (
+            *(Figure(what, (cpu(f"padding-{name}", "mean_tokens"),), "tokens a row")
+              for name, what in _SETS.items()),
+            percent("of positions are then padding, instruction set",
+                    cpu("padding-instruction", "wasted_percent"), judged=False),
+            Figure("this course's LoRA step against that recipe, same rows, in tokens a second",
+                   (_Ref("cpu_speed", "ours_against_guide"),), "x", judged=False),
+        ),
+        {OFF: "Rows are much shorter, so most of what is computed is padding: pad to the longest "
+              "row of a batch, or join rows (packing)."},
+    ),
+    Claim(
+        "2.4-cut", "2.4, 5.1", "data", "max_length = 512 is enough for a row",
+        at_most(0, implied=True),
+        (
+            *_longer(512),
+            times("tokens a character, Chinese over English",
+                  cpu("tokens-chinese", "tokens_per_character"),
+                  cpu("tokens-english", "tokens_per_character"), judged=False),
+        ),
+        {HOLDS: "For these; count your own rows, Chinese ones above all, since cutting is silent.",
+         DEPENDS: "Count your own rows, since cutting is silent."},
+    ),
+    Claim(
+        "5.4-cut", "5.4", "data", "out of memory: max_length = 256 is enough for a row",
+        at_most(0, implied=True), _longer(256),
+        {HOLDS: "For these; count your own rows, since cutting is silent.",
+         DEPENDS: "Where rows are longer they are cut, without a word."},
+    ),
+    Claim(
+        "4.1-end", "4.1, 3.2", "data", "each row ends in end-of-text, so that stopping is learnt",
+        at_least(100, implied=True),
+        (percent("of rows keep the label of their end", cpu("end-of-text", "learnt_percent")),),
+        {FALSE: "Its code makes that the padding token, and the collator ignores padding: the "
+                "model never learns to stop."},
+    ),
+    Claim(
+        "4.1-room", "4.1", "data", "its generate asks for 100 tokens", about(100),
+        (
+            Figure("mean room after the embedded sets' prompts", (cpu("answer-room",
+                                                                      "mean_tokens"),), "tokens"),
+            percent("of prompts leave none", cpu("answer-room", "none_percent"), judged=False),
+        ),
+        {OFF: "`max_length` counts the prompt; `max_new_tokens` does not."},
+    ),
+    Claim(
+        "6.3-turns", "6.3", "data", "its code reads a conversation from its first two messages",
+        at_least(100, implied=True),
+        (percent("of the embedded chats' answers are kept", cpu("first-turn", "kept_percent")),),
+        {OFF: "Later turns are lost, and with them what the dialogues are about."},
+    ),
+)  # fmt: skip
+
+CLAIMS = (*PRETRAINING, *ROWS, *LENGTHS)

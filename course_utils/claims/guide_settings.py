@@ -1,0 +1,170 @@
+"""The guide's numbers on settings: ranks, rates, batches, warm-up, searches; and on quality."""
+
+from __future__ import annotations
+
+from .figures import Figure, cpu, percent, yes
+from .ledger import Claim
+from .rules import (
+    DEPENDS,
+    FALSE,
+    HOLDS,
+    OFF,
+    about,
+    at_least,
+    at_most,
+    so,
+)
+
+TUNING, QUALITY, CURES = "tuning_rules", "method_quality", "cures"
+_RATES = "Held-out loss over learning rates, for each method, with several seeds."
+_RANKS = "Held-out score over ranks, on an easy and a hard task, with several seeds."
+_ALPHAS = "Held-out score with alpha = r, 2r and 4r, each at its best learning rate."
+
+
+def _open(id: str, sections: str, says: str, awaits: str, plan: str, topic: str = "settings"):
+    return Claim(id, sections, topic, says, awaits=awaits, plan=plan)
+
+
+def _reached(warm: int, counts: tuple[int, ...]) -> tuple[Figure, ...]:
+    return tuple(
+        percent(f"of that rate, {rows:,} rows, 3 epochs, 16 rows a step",
+                cpu(f"warmup-{warm}-rows-{rows}", "reached_percent"))
+        for rows in counts
+    )  # fmt: skip
+
+
+_WARM = {
+    DEPENDS: "Fewer steps than the warm-up has never reach the rate; a share of the steps does.",
+    OFF: "Fewer steps than the warm-up has never reach the rate; a share of the steps does.",
+}
+
+STEPS = (
+    Claim(
+        "3.1-warmup", "3.1, 3.2, 3.3, 5.1", "settings",
+        "100 warm-up steps: training reaches the rate asked for", at_least(100, implied=True),
+        _reached(100, (3, 100, 1000, 10_000)), _WARM,
+    ),
+    Claim(
+        "5.1-warmup", "5.1", "settings", "large preset, 200 warm-up steps: the rate is reached",
+        at_least(100, tolerance=0.01, implied=True), _reached(200, (100, 1000, 10_000)), _WARM,
+    ),
+    Claim(
+        "5.4-warmup", "5.4, 9", "settings", "not converging: 500 warm-up steps are a cure",
+        at_least(100, tolerance=0.01, implied=True), _reached(500, (100, 1000, 10_000)), _WARM,
+    ),
+    Claim(
+        "3.1-save", "3.1, 3.2, 3.3", "settings", "save_steps = 500 keeps checkpoints",
+        at_least(1, implied=True),
+        tuple(
+            Figure(f"{rows:,} rows, 3 epochs, 16 rows a step",
+                   (cpu(f"warmup-100-rows-{rows}", "steps"),), "checkpoints",
+                   lambda steps: steps // 500)
+            for rows in (100, 1000, 10_000)
+        ),
+        {DEPENDS: "A run of fewer steps keeps none: an interruption loses all of it."},
+    ),
+    Claim(
+        "5.1-batch", "5.1, 5.3", "settings", "the three presets have a real batch of 16",
+        about(16, 0),
+        tuple(
+            Figure(f"{name} preset", (cpu(f"batch-{name}", "rows_per_step"),), "rows a step")
+            for name in ("small", "medium", "large")
+        ),
+        {HOLDS: "Batch times accumulation, as the presets of this course keep it."},
+    ),
+    Claim(
+        "5.3-batch", "5.3", "settings", "real batch = batch size x accumulation",
+        at_most(0.1, implied=True),
+        (percent("largest difference of losses, 8 x 1 against 2 x 4 rows, same seed",
+                 cpu("accumulation", "difference_percent")),),
+        {HOLDS: "Losses are summed and divided by the answer tokens of the whole batch."},
+    ),
+    _open("5.3-batch-sizes", "5.3", "batch 8 to 16 with much memory, 4 x 4 and 2 x 8 with less",
+          TUNING, "Held-out loss and speed over batch sizes, at the same number of tokens."),
+    _open("3.1-epochs", "3.1, 3.2, 3.3, 4.1, 5.1", "3 epochs",
+          TUNING, "Held-out loss after each epoch."),
+    Claim(
+        "5.1-both", "5.1", "settings", "large preset: fp16 and bf16 both true", so(),
+        (yes("transformers accepts it", cpu("fp16-and-bf16", "accepted")),),
+        {FALSE: "It is an error; take bf16 where the machine has it, and fp16 elsewhere."},
+    ),
+    Claim(
+        "3.1-fp16", "3.1, 3.2, 3.3, 5.1", "settings", "fp16=True trains in mixed precision", so(),
+        (yes("on a CPU", cpu("fp16-on-cpu", "used")),),
+        {FALSE: "It needs a GPU; on a CPU it is ignored without a word."},
+    ),
+)  # fmt: skip
+
+SEARCH = (
+    Claim(
+        "5.2-alpha", "5.2", "settings", "alpha // rank * rank aligns alpha with the rank",
+        at_most(0, implied=True),
+        (
+            percent("of the guide's pairs become 0", cpu("alpha-fault", "zero_percent")),
+            Figure("of 20 trials", (cpu("alpha-fault", "expected_of_20_trials"),), "trials",
+                   judged=False),
+            Figure("is the largest gradient with alpha 0",
+                   (cpu("alpha-0-gradient", "largest_gradient"),), judged=False),
+        ),
+        {FALSE: "Wherever alpha is below the rank, it becomes 0: the adapter is off and learns "
+                "nothing."},
+    ),
+    _open("5.2-grid", "5.2", "grid: rank 4 to 16, alpha 8 to 32, rate 1e-4 to 3e-4, batch 2 to 8",
+          TUNING, "Whether the best setting lies within, on a validation split."),
+    _open("5.2-random", "5.2", "20 random trials: rank 4 to 64, alpha 8 to 128, rate 1e-5 to 5e-4",
+          TUNING, "Best score after as many trials of random search, and of a modern sampler."),
+)  # fmt: skip
+
+RULES = (
+    _open("5.3-rank-simple", "5.3", "simple tasks: rank 4 to 8", TUNING, _RANKS),
+    _open("5.3-rank-medium", "5.3", "medium tasks: rank 16 to 32", TUNING, _RANKS),
+    _open("5.3-rank-complex", "5.3", "complex tasks: rank 32 to 64", TUNING, _RANKS),
+    _open("5.3-rank-first", "5.3", "start with rank 8", TUNING, _RANKS),
+    _open("10.1-rank", "10.1", "rank 8 to 32, by the task", TUNING, _RANKS),
+    _open("5.3-rank-better", "5.3", "the larger the rank, the better", TUNING, _RANKS),
+    _open("6.2-rank", "6.2", "code may need a larger rank: 16", TUNING,
+          "pass@1 on the code set over ranks, with several seeds."),
+    _open("5.3-alpha", "5.3, 10.1", "alpha = 2 x rank", TUNING, _ALPHAS),
+    _open("5.3-alpha-range", "5.3", "alpha = rank is careful, alpha = 4 x rank is bold", TUNING,
+          _ALPHAS),
+    _open("5.3-rate-full", "5.3, 3.1, 10.2", "full fine-tuning: learning rate 1e-5 to 2e-5",
+          TUNING, _RATES),
+    _open("5.3-rate-lora", "5.3, 10.1, 5.1, 10.2", "LoRA: learning rate 1e-4 to 3e-4", TUNING,
+          _RATES),
+    _open("5.3-rate-qlora", "5.3, 3.3, 10.2", "QLoRA: learning rate 2e-4", TUNING, _RATES),
+    _open("5.3-rate-limits", "5.3", "too large a rate is unstable, too small a one slow", TUNING,
+          _RATES),
+    _open("3.2-dropout", "3.2, 5.1", "adapter dropout 0.1, with much memory 0.05", TUNING,
+          "Held-out loss and speed with dropout 0, 0.05 and 0.1."),
+    _open("5.4-rate", "5.4, 9", "loss not falling: learning rate 1e-4, rank 16, alpha 32, 5 epochs",
+          CURES, "The failure provoked, and each change alone as its cure."),
+    _open("5.4-overfitting", "5.4", "overfitting: dropout 0.2, 1 epoch, rate 1e-4, early stopping",
+          CURES, "The failure provoked, and each change alone as its cure."),
+    Claim(
+        "5.4-decay", "5.4", "settings", "overfitting: weight decay 0.01 is a cure",
+        at_least(1, implied=True),
+        (percent("taken off a weight in an epoch of 1,000 rows at 1e-4 (1 % would be an effect)",
+                 cpu("weight-decay", "shrunk_percent")),),
+        {OFF: "Decay is rate x 0.01 a step: in a short run it does nothing that can be seen."},
+    ),
+)  # fmt: skip
+
+QUALITIES = (
+    _open("2.2-close", "2.2, 10.1", "LoRA comes close to full fine-tuning", QUALITY,
+          "Held-out scores of full, LoRA and QLoRA, each at its best rate, several seeds.",
+          "quality"),
+    _open("3.1-best", "3.1", "full fine-tuning is best, in theory", QUALITY,
+          "Held-out scores of full, LoRA and QLoRA, each at its best rate, several seeds.",
+          "quality"),
+    Claim(
+        "10.1-qlora-good", "10.1", "quality", "QLoRA is still very good",
+        awaits=QUALITY, plan="Held-out scores of LoRA and QLoRA, several seeds.",
+    ),
+    _open("3.1-forgetting", "1.2, 3.1", "full fine-tuning may forget what the model could, LoRA "
+          "keeps it", QUALITY, "Loss on general text before and after, full against LoRA.",
+          "quality"),
+    _open("2.1-overfitting", "2.1", "too few rows overfit", "data_needed",
+          "Training and held-out loss over the number of rows.", "quality"),
+)  # fmt: skip
+
+CLAIMS = (*STEPS, *SEARCH, *RULES, *QUALITIES)

@@ -1,0 +1,245 @@
+"""A second opinion on `estimate`: the real training step on tensors that have no numbers.
+
+The model, PEFT's adapters, the fast layers, the loss, autograd and AdamW run as they are, on fake
+tensors (shapes and types only), and every storage is counted from the moment it is made until it
+is let go.  No formula of `estimate` is used.  What a GPU does otherwise than torch's CPU code is
+put in its place: fused attention, the in-place steps of `kernels`, and the operations that
+autocast runs in fp32 on CUDA.  Takes seconds, and works for any causal model of transformers in
+bf16 and rows without padding; 4-bit and fp8 weights, and 8-bit optimizers, are not covered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from peft.helpers import disable_input_dtype_casting
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+from transformers import AutoModelForCausalLM, masking_utils
+
+from .. import attention, fast, loss, training
+from ..errors import CourseError
+from ..recipes import Recipe
+
+GIB = 2**30
+_NOTHING = contextlib.nullcontext()
+
+
+class StorageCounter(TorchDispatchMode):
+    """Bytes of all storages that are alive, and the most there were, by phase."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive, self.now = 0, 0
+        self.peaks: dict[str, int] = {}
+        self.phase = "load"
+        self._seen: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_flatten(made)[0]:
+            if isinstance(tensor, Tensor):
+                self._count(tensor)
+        self.peaks[self.phase] = max(self.peaks.get(self.phase, 0), self.alive)
+        return made
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._seen:
+            return
+        size = -(-storage.nbytes() // 512) * 512
+
+        def gone(_, key=key, size=size) -> None:
+            if self._seen.pop(key, None) is not None:
+                self.alive -= size
+
+        self._seen[key] = weakref.ref(storage, gone)
+        self.alive += size
+
+
+def _in_fp32(function: Any) -> Any:
+    """Under autocast these run in fp32 on CUDA, and in their inputs' precision on a CPU."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if torch.is_autocast_enabled("cpu"):
+            args = [_wide(arg) for arg in args]
+            kwargs = {name: _wide(value) for name, value in kwargs.items()}
+        return function(*args, **kwargs)
+
+    return run
+
+
+def _wide(value: Any) -> Any:
+    short = isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+    return value.float() if short else value
+
+
+def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """As on CUDA: what it keeps is one byte for each number."""
+    return torch.native_dropout(x, p, True)[0] if p and training else x
+
+
+class _Fused(torch.autograd.Function):
+    """Fused attention's tensors: the output, a sum for each row; in backward q's gradient twice."""
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        out = _like(q)
+        sums = torch.empty(q.shape[:3], dtype=torch.float32)
+        ctx.save_for_backward(q, k, v, out, sums)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v, _, sums = ctx.saved_tensors
+        made = _like(q), _like(k), _like(v)
+        rows = -(-q.shape[2] // 128) * 128
+        long = torch.empty(*q.shape[:2], rows, -(-q.shape[3] // 32) * 32, dtype=torch.float32)
+        more = torch.empty(*q.shape[:2], rows, dtype=torch.float32)
+        heads = (_like(q), _like(q)) if k.shape[1] != q.shape[1] else ()
+        del long, more, heads, sums
+        return made
+
+
+def _like(x: Tensor) -> Tensor:
+    """As x [batch, heads, tokens, dim], each token's heads side by side in memory."""
+    batch, heads, length, width = x.shape
+    return torch.empty(batch, length, heads, width, dtype=x.dtype).transpose(1, 2)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if torch.is_autocast_enabled("cpu"):
+        q, k, v = (x.to(torch.bfloat16) for x in (q, k, v))
+    return _Fused.apply(q, k, v)
+
+
+def _in_place_steps() -> fast.Steps:
+    """What each kernel of `kernels` makes; what it works on in place is left alone."""
+    return fast.Steps(
+        norm=lambda x, w, eps: (torch.empty_like(x), x.new_empty(len(x), 1, dtype=torch.float32)),
+        norm_backward=lambda grad, x, w, scale, more: grad,
+        rotate=lambda *args: None,
+        rotate_back=lambda parts, cos, sin: parts[0].new_empty(
+            parts[0].shape[0] * parts[0].shape[1], sum(p.shape[2] * p.shape[3] for p in parts)
+        ),
+        swiglu=lambda y, inner, b, keep: y.new_empty(len(y), y.shape[1] // 2),
+        swiglu_backward=lambda *args: None,
+    )
+
+
+def _chunk(weight: Tensor):
+    """`loss._by_kernel` without its kernel."""
+
+    def make(summed: Any, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = states.to(weight.dtype) @ weight.t()
+        losses = logits.new_empty(len(logits), dtype=torch.float32)
+        return losses.sum(), logits @ weight
+
+    return make
+
+
+def _all_labelled(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Every position but a row's last: which ones cannot be asked of a tensor without numbers."""
+    count = labels.shape[0] * (labels.shape[1] - 1)
+    return torch.empty(count, dtype=torch.int64), torch.empty(count, dtype=torch.int64)
+
+
+@contextlib.contextmanager
+def _as_on_a_gpu(model: nn.Module) -> Iterator[None]:
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = loss.output_layer(base)
+    loss._KNOWN[base] = True
+    frozen = not head.weight.requires_grad
+    F = nn.functional
+    with contextlib.ExitStack() as stack:
+        patch = stack.enter_context
+        patch(mock.patch.object(F, "scaled_dot_product_attention", _attend))
+        patch(mock.patch.object(F, "dropout", _dropout))
+        # without numbers transformers cannot see that no rows are packed, and would make a mask
+        patch(mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda _: None))
+        for place, name in ((torch, "pow"), (Tensor, "pow"), (torch, "rsqrt"), (F, "layer_norm")):
+            patch(mock.patch.object(place, name, _in_fp32(getattr(place, name))))
+        patch(mock.patch.object(attention, "SCORES", -1))
+        patch(mock.patch.object(fast, "_check_same", lambda *args: None))
+        steps = _in_place_steps()
+        patch(mock.patch.object(fast, "Steps", lambda: steps))
+        patch(mock.patch.object(loss, "labelled", _all_labelled))
+        if frozen:
+            patch(mock.patch.object(loss, "_by_autograd", _chunk(head.weight)))
+        yield
+
+
+def dry_run(config: Any, recipe: Recipe, length: int, *, steps: int = 2) -> dict[str, float]:
+    """Peak GiB of each phase (load, forward, backward, step) of `steps` steps.
+
+    config: of transformers.  length: tokens of a row.
+    """
+    if recipe.method == "qlora" or recipe.base_precision == "fp8" or recipe.optimizer != "adamw":
+        raise CourseError("The dry run covers bf16 and fp32 weights with AdamW; use `estimate`.")
+    short = recipe.method != "full" or recipe.base_precision == "bf16"
+    dtype = torch.bfloat16 if short else torch.float32
+    with torch.device("meta"):
+        model = _prepared(AutoModelForCausalLM.from_config(config, dtype=dtype), recipe)
+    with FakeTensorMode(allow_non_fake_inputs=True), StorageCounter() as counter:
+        _fill(model)
+        with _as_on_a_gpu(model), loss.answers_only(model), _layers(model, recipe), _casting(model):
+            _steps(model, recipe, length, counter, steps)
+    return {name: size / GIB for name, size in counter.peaks.items()}
+
+
+def _prepared(model: nn.Module, recipe: Recipe) -> nn.Module:
+    if recipe.method != "full":
+        return training.prepare(model, recipe).train()
+    if recipe.checkpointing:
+        training.compat.enable_checkpointing(model)
+    return model.requires_grad_(True).train()
+
+
+def _fill(model: nn.Module) -> None:
+    """Fake tensors for the parameters and buffers, shared ones still shared."""
+    made: dict[int, Any] = {}
+    for module in model.modules():
+        for name, old in list(module._parameters.items()):
+            if old is not None and id(old) not in made:
+                empty = torch.empty(old.shape, dtype=old.dtype)
+                made[id(old)] = nn.Parameter(empty, requires_grad=old.requires_grad)
+            module._parameters[name] = None if old is None else made[id(old)]
+        for name, old in list(module._buffers.items()):
+            if old is not None:
+                module._buffers[name] = torch.empty(old.shape, dtype=old.dtype)
+
+
+def _layers(model: nn.Module, recipe: Recipe) -> Any:
+    longest = 1
+    if recipe.method == "full" or not recipe.fast or fast.why_not(model, torch.bfloat16, longest):
+        return contextlib.nullcontext()
+    return fast.fast_layers(model, dtype=torch.bfloat16, checkpointing=recipe.checkpointing)
+
+
+def _casting(model: nn.Module) -> Any:
+    """As `loop` does it: autocast casts, so PEFT need not."""
+    return disable_input_dtype_casting(model) if hasattr(model, "peft_config") else _NOTHING
+
+
+def _steps(model: nn.Module, recipe: Recipe, length: int, counter: StorageCounter, steps: int):
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
+    for _ in range(steps):
+        tokens = torch.zeros(recipe.batch_size, length, dtype=torch.int64)
+        counter.phase = "forward"
+        with torch.autocast("cpu", torch.bfloat16):
+            value = model(input_ids=tokens, labels=tokens).loss
+        counter.phase = "backward"
+        value.backward()
+        del value  # as in the Trainer: with it goes the graph
+        counter.phase = "step"
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)

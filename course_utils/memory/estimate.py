@@ -1,0 +1,304 @@
+"""How much memory a run will take, from a config and a recipe alone: no weights, no GPU.
+
+    estimate("llama-2-7b", Recipe(method="qlora", checkpointing=True), length=1024)
+
+Training holds different things at different moments.  The estimate writes down every tensor of a
+run (loading, then two steps) in the order in which `training.run` makes and frees them, and looks
+for the moment at which most are alive: `moments` shows all of them, `parts` what is alive at the
+highest, `formula` the tensors of a part with their sizes.  See `ledger`, `activations`, `stock`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import CourseError
+from ..recipes import Recipe
+from .activations import FastLayers
+from .job import (
+    ACTIVATIONS,
+    OPTIMIZER,
+    PARTS,
+    ROUNDING,
+    WORKSPACE,
+    Held,
+    Job,
+)
+from .ledger import Kind, Ledger, Moment, Peaks, Piece, replay
+from .shapes import shape_of
+from .stock import StockLayers
+
+GIB = 2**30
+
+# What the hardware and its libraries take, beside the tensors.  One NVIDIA H200 (driver 580, torch
+# 2.11, CUDA 13.0): what the driver reported as used less what torch had reserved was 0.74 to 0.75
+# GiB in 14 runs of a 7B model.  cuBLAS asks torch for 32 MiB on Hopper for each thread that
+# multiplies: the one that runs forward and the one that runs backward
+# (aten/src/ATen/cuda/CublasHandlePool.cpp).
+HARDWARE = {"context_gib": 0.745, "workspace_mib": 32, "threads": 2}
+PAGED_FROM = 100_000  # numbers from which bitsandbytes pages an optimizer state
+EIGHT_BIT_FROM = 4096  # numbers from which it holds one in 8 bits
+LEAST_ERROR, STOCK_ERROR = 0.03, 0.06  # of the process total, either way
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take, in GiB (2^30 bytes).
+
+    allocated_gib: `torch.cuda.max_memory_allocated` over the whole run.  reserved_gib: the same of
+    `max_memory_reserved`.  process_gib: what nvidia-smi shows for the process, the CUDA context
+    included.  parts: what is alive at the highest moment; they add up to allocated_gib.
+    moments: the highest point of each moment of the run.  range_gib: where process_gib should lie.
+    """
+
+    allocated_gib: float
+    reserved_gib: float
+    process_gib: float
+    parts: dict[str, float]
+    moments: dict[str, float]
+    peak_at: str
+    range_gib: tuple[float, float]
+    notes: list[str]
+    parameters: int
+    trained: int
+    device: str = "cuda"
+    live: Counter[Kind] = field(default_factory=Counter, repr=False)
+
+    def formula(self, part: str) -> str:
+        """The tensors of a part at the highest moment, with their numbers put in."""
+        if part not in self.parts:
+            raise CourseError(f"There is no part {part!r}: known are {', '.join(self.parts)}.")
+        kinds = [(kind, count) for kind, count in self.live.items() if kind.part == part]
+        kinds.sort(key=lambda item: -item[0].size * item[1])
+        lines = [f"{part}: {self.parts[part]:.3f} GiB"]
+        if part == ROUNDING:
+            lines.append("  torch hands out steps of 512 B, and leaves small rests unused")
+        for kind, count in kinds:
+            size = kind.size * count / GIB
+            lines.append(f"  {kind.name}: {count:,} x {kind} = {size:.4f} GiB")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        names = ("allocated_gib", "reserved_gib", "process_gib", "parts", "moments", "peak_at",
+                 "notes", "parameters", "trained", "device")  # fmt: skip
+        return {name: getattr(self, name) for name in names} | {"range_gib": list(self.range_gib)}
+
+    def __str__(self) -> str:
+        what = "GPU memory" if self.device == "cuda" else "resident memory of the process, not VRAM"
+        lines = [
+            f"{self.process_gib:.2f} GiB of {what} "
+            f"({self.range_gib[0]:.2f} to {self.range_gib[1]:.2f}), highest at: {self.peak_at}"
+        ]
+        lines += [f"  {name:24} {gib:8.3f}" for name, gib in self.parts.items()]
+        lines.append(f"  {'tensors together':24} {self.allocated_gib:8.3f}")
+        lines += [f"  {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def estimate(
+    model: Any,
+    recipe: Recipe,
+    *,
+    length: int | None = None,
+    device: str = "cuda",
+    labelled: float = 1.0,
+) -> Estimate:
+    """What `training.run` will take of memory, without running anything.
+
+    model: what `shape_of` takes.  length: tokens of the longest row after padding or packing;
+    default the recipe's pack_length or max_length, or less where the model reads no more.
+    device: "cuda" for one NVIDIA GPU; "cpu" for the resident memory of the process.
+    labelled: share of positions that are scored (answers only: less than 1).
+    Raises CourseError for what is not known or cannot run.
+    """
+    job = make_job(model, recipe, length=length, labelled=labelled)
+    if device == "cpu":
+        from .cpu import estimate_cpu
+
+        return estimate_cpu(job)
+    if device != "cuda":
+        raise CourseError(f"device is {device!r} and must be 'cuda' or 'cpu'.")
+    ledger, held = write(job)
+    return _summary(job, held, replay(ledger))
+
+
+def make_job(
+    model: Any, recipe: Recipe, *, length: int | None = None, labelled: float = 1.0
+) -> Job:
+    """Shape, recipe and length, checked."""
+    shape = shape_of(model)
+    if length is None:
+        length = recipe.pack_length or recipe.max_length if recipe.packing else recipe.max_length
+        length = min(length, shape.longest or length)
+    if not isinstance(length, int) or isinstance(length, bool) or length < 2:
+        raise CourseError(f"length is {length!r} and must be a whole number of at least 2 tokens.")
+    precision = "bf16" if recipe.precision == "auto" else recipe.precision
+    job = Job(shape, recipe, length, labelled, _torch_at_least(2, 13), precision)
+    job.check()
+    return job
+
+
+def _torch_at_least(*wanted: int) -> bool:
+    try:
+        found = importlib.metadata.version("torch").split("+")[0].split(".")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return tuple(int(part) for part in found[:2]) >= wanted
+
+
+# ----------------------------------------------------------------------- the run, written down
+
+
+def write(job: Job) -> tuple[Ledger, Held]:
+    """All events of a run: loading, then two optimizer steps (the second finds the states)."""
+    ledger = Ledger()
+    held = Held(job, ledger)
+    held.load()
+    held.add_adapters()
+    ledger.now = "preparation"
+    workspace = HARDWARE["workspace_mib"] * 2**20
+    ledger.new(WORKSPACE, "cuBLAS, forward thread", workspace, width=1)
+    layers = (FastLayers if job.fast else StockLayers)(job, ledger, held)
+    layers.build()
+    ledger.empty_cache()  # the Trainer does so before its first step
+    states: list[Piece] = []
+    for step in range(2):
+        grads: list[Piece] = []
+        for part in range(min(2, job.recipe.gradient_accumulation)):
+            _pass(job, ledger, layers, grads, workspace if step == part == 0 else 0)
+        ledger.now = "optimizer step"
+        if not states:
+            states = optimizer_states(job, held, ledger)
+        for grad in grads:
+            grad.drop()
+    ledger.now = "end"
+    layers.restore()
+    return ledger, held
+
+
+def _pass(job: Job, ledger: Ledger, layers: Any, grads: list[Piece], workspace: int) -> None:
+    """One forward and backward pass.  grads: of the passes before, to which it adds."""
+    ledger.now = "forward"
+    batch = ledger.new(ACTIVATIONS, "token ids, labels, mask", job.tokens, 3, width=8)
+    layers.forward()
+    loss = layers.loss()
+    ledger.now = "backward, loss"
+    if workspace:
+        ledger.new(WORKSPACE, "cuBLAS, backward thread", workspace, width=1)
+    grad = layers.loss_backward(loss)
+    layers.backward(grad)
+    grads += layers.gather_backward(add=bool(grads))
+    batch.drop()
+
+
+def optimizer_states(job: Job, held: Held, ledger: Ledger) -> list[Piece]:
+    """AdamW's two averages of each trained number: fp32 (bf16 with bf16 weights), or 8 bits."""
+    made, kind = [], job.recipe.optimizer
+    for place, dims, width in held.trained:
+        count = _count(dims)
+        if kind == "adamw":
+            for name in ("mean of gradients", "mean of squares"):
+                made.append(ledger.new(OPTIMIZER, f"{name} [{place}]", *dims, width=width))
+            made.append(ledger.new(OPTIMIZER, "number of steps", 1, width=4))
+        elif count < EIGHT_BIT_FROM or place in ("embedding", "positions"):
+            for name in ("mean of gradients in 32 bits", "mean of squares in 32 bits"):
+                if not _paged(kind, count):
+                    made.append(ledger.new(OPTIMIZER, name, *dims, width=4))
+        else:
+            for name in ("mean of gradients", "mean of squares"):
+                if not _paged(kind, count):
+                    made.append(ledger.new(OPTIMIZER, f"{name} in 8 bits", *dims, width=1))
+                blocks = -(-count // 256)
+                made.append(ledger.new(OPTIMIZER, "a scale for 256 of them", blocks, width=4))
+    return made
+
+
+def _paged(kind: str, count: int) -> bool:
+    return kind == "paged_adamw_8bit" and count >= PAGED_FROM
+
+
+def _count(dims: tuple[int, ...]) -> int:
+    return dims[0] * (dims[1] if len(dims) == 2 else 1)
+
+
+def paged_bytes(job: Job, held: Held) -> int:
+    """Optimizer states in unified memory: not torch's, yet on the card while there is room."""
+    total = 0
+    for place, dims, _ in held.trained:
+        count = _count(dims)
+        if _paged(job.recipe.optimizer, count):
+            total += count * (8 if place in ("embedding", "positions") else 2)
+    return total
+
+
+# ------------------------------------------------------------------------------------- summary
+
+
+def _summary(job: Job, held: Held, peaks: Peaks) -> Estimate:
+    top = peaks.highest()
+    paged = paged_bytes(job, held) / GIB
+    process = peaks.reserved / GIB + paged + HARDWARE["context_gib"]
+    error = LEAST_ERROR if job.fast else STOCK_ERROR
+    return Estimate(
+        allocated_gib=top.allocated / GIB,
+        reserved_gib=peaks.reserved / GIB,
+        process_gib=process,
+        parts=parts_of(peaks),
+        moments={name: moment.allocated / GIB for name, moment in peaks.moments.items()},
+        peak_at=top.name,
+        range_gib=(process * (1 - error), process * (1 + error)),
+        notes=_notes(job, paged),
+        parameters=job.shape.parameters,
+        trained=trained_count(held),
+        live=peaks.live(top.at),
+    )
+
+
+def parts_of(peaks: Peaks) -> dict[str, float]:
+    """GiB of each part at the highest moment."""
+    top, parts = peaks.highest(), dict.fromkeys(PARTS, 0.0)
+    for kind, count in peaks.live(top.at).items():
+        parts[kind.part] += kind.size * count / GIB
+    parts[ROUNDING] = max(0.0, top.allocated / GIB - sum(parts.values()))
+    return {name: gib for name, gib in parts.items() if gib > 0}
+
+
+def trained_count(held: Held) -> int:
+    """Trained parameters."""
+    return sum(_count(dims) for _, dims, _ in held.trained)
+
+
+def _notes(job: Job, paged: float) -> list[str]:
+    notes = []
+    if not job.fast:
+        notes.append(f"stock layers: {job.why_stock()}")
+        notes.append("rows without padding: a mask over padded rows would take more")
+    if paged:
+        notes.append(
+            f"{paged:.2f} GiB of optimizer states are paged: on the card while there is room, in "
+            "the machine's memory where there is none"
+        )
+    if job.fast and not job.recipe.kernels:
+        notes.append("kernels=False: the steps between products hold more, known less exactly")
+    if job.precision == "fp32":
+        notes.append("fp32: which attention kernel a GPU takes is not known, so neither its memory")
+    return notes
+
+
+def debug_table(model: Any, recipe: Recipe, **options: Any) -> str:
+    """Every moment of a run: its highest allocated and reserved GiB, its largest tensors."""
+    ledger, _ = write(make_job(model, recipe, **options))
+    peaks = replay(ledger)
+    return "\n".join(_row(peaks, moment) for moment in peaks.moments.values())
+
+
+def _row(peaks: Peaks, moment: Moment) -> str:
+    live = peaks.live(moment.at)
+    largest = sorted(live.items(), key=lambda item: -item[0].size * item[1])[:6]
+    named = "; ".join(f"{k.name} {k.size * c / GIB:.3f}" for k, c in largest)
+    head = f"{moment.name:24} {moment.allocated / GIB:8.3f} {moment.reserved / GIB:8.3f}"
+    return f"{head}  {named}"
