@@ -88,8 +88,6 @@ def load(
             f"{name} lacks {len(found['missing_keys'])} weights of a {type(model).__name__}, such "
             f"as {min(found['missing_keys'])}: it is damaged, or is no causal language model."
         )
-    if name in HUB_NAMES:  # so that adapters and model cards name no folder of this machine
-        model.config._name_or_path = model.name_or_path = HUB_NAMES[name]
     return _ready(model if quantize else model.to(place))
 
 

@@ -256,9 +256,12 @@ def save(run: Run, folder: str | Path) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(run.model, PeftModel):
-        # The embedded model's own folder is a path of this machine: name its home on the Hub.
+        # The embedded model's own folder is a path of this machine: name its home on the Hub, in the
+        # adapter's configuration and in the card that PEFT writes beside it.
+        name, base = models.HUB_NAMES.get(run.recipe.model), run.model.get_base_model()
         config = run.model.peft_config["default"]
-        config.base_model_name_or_path = models.HUB_NAMES.get(run.recipe.model, run.recipe.model)
+        config.base_model_name_or_path = name or run.recipe.model
+        base.config._name_or_path = base.name_or_path = name or base.name_or_path
     with compat.without_progress_bars():
         # "auto" would ask the Hub for the base's config, to see whether its vocabulary has grown
         options = {"save_embedding_layers": False} if isinstance(run.model, PeftModel) else {}

@@ -20,7 +20,7 @@ from transformers import (
     ViTConfig,
 )
 
-from course_utils import fetch, models, training
+from course_utils import models, training
 from course_utils.errors import CourseError
 from course_utils.recipes import Recipe
 
@@ -349,13 +349,3 @@ def test_a_model_repacked_elsewhere_is_refused(saved, tokenizer, tmp_path):
         plain(input_ids=torch.arange(3, 20)[None])
     with pytest.raises(CourseError, match="used for inference before, and bitsandbytes then"):
         training.run(recipe, tiny_models.encoded(4), **run | {"model": plain})
-
-
-def test_an_adapter_of_the_embedded_model_names_its_home_on_the_hub(tmp_path):
-    model = models.load()
-    home = str(fetch.embedded_model())
-    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
-    adapted.save_pretrained(tmp_path, save_embedding_layers=False)
-    for name in ("README.md", "adapter_config.json"):
-        text = (tmp_path / name).read_text(encoding="utf-8")
-        assert models.HUB_NAMES["smollm2"] in text and home not in text

@@ -13,7 +13,7 @@ import tiny_models
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from course_utils import evaluation, models, precision, training
+from course_utils import evaluation, fetch, models, precision, training
 from course_utils.data import Conversation
 from course_utils.errors import CourseError
 from course_utils.loop import learning_rate_factor
@@ -527,6 +527,15 @@ def test_a_saved_run_answers_the_same(start, tiny_folder, tokenizer, tmp_path, m
             model(input_ids=ids).logits.float(), run.model(input_ids=ids).logits.float(),
             rtol=1e-4, atol=1e-4,
         )  # fmt: skip
+
+
+def test_an_adapter_of_the_embedded_model_names_its_home_on_the_hub(start, tmp_path):
+    run = start(model=models.load(), max_steps=1)  # from its folder on this machine
+    run.recipe = run.recipe.replace(model="smollm2")
+    folder, here = run.save(tmp_path / "saved"), str(fetch.embedded_model())
+    for name in ("README.md", "adapter_config.json"):
+        text = (folder / name).read_text(encoding="utf-8")
+        assert models.HUB_NAMES["smollm2"] in text and here not in text
 
 
 def test_a_folder_that_no_run_saved_is_refused(tmp_path):
