@@ -7,15 +7,18 @@ is absent, and where the path of the sanitize file would depend on the folder py
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
-from tools.refresh import kernel_environment
+from tools.refresh import kernel_environment, remember_seconds
 
 ROOT = Path(__file__).resolve().parent
 CELL_SECONDS = 600
 NBVAL_DEFAULT_SECONDS = 2000
+notebook_seconds: dict[str, list[float]] = defaultdict(list)
+"""Seconds of each cell by notebook; infinite for a cell that failed."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -29,3 +32,18 @@ def pytest_configure(config: pytest.Config) -> None:
         option.nbval_current_env = True
     if option.nbval_cell_timeout == NBVAL_DEFAULT_SECONDS:
         option.nbval_cell_timeout = CELL_SECONDS
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    name = report.nodeid.partition("::")[0]
+    if report.when == "call" and name.endswith(".ipynb") and (ROOT / name).is_relative_to(ROOT):
+        notebook_seconds[name].append(report.duration if report.passed else float("inf"))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Note how long notebooks took that ran whole; tools/notebook_report.py shows it."""
+    part = session.config.option.keyword or any("::" in name for name in session.config.args)
+    sums = {name: sum(seconds) for name, seconds in notebook_seconds.items() if ".." not in name}
+    whole = {name: seconds for name, seconds in sums.items() if seconds < float("inf")}
+    if whole and not part:
+        remember_seconds(whole)

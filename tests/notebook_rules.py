@@ -1,7 +1,8 @@
 """The form of a course notebook, as rules that each say what to do where one is broken.
 
 A rule takes a notebook and returns its complaints; ``FILE_RULES`` hold for every notebook,
-``CHAPTER_RULES`` for the chapters, ``ENGLISH_RULES`` for chapters in English.
+``CHAPTER_RULES`` for the chapters, ``EXERCISE_RULES`` for exercises and solutions, of which each
+has some of its own, and ``ENGLISH_RULES`` for chapters in English.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import ast
 import base64
 import json
 import re
-import statistics
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,12 +20,17 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+from tools import exercises
+from tools.refresh import FOLDERS, Shape
+
 PNG_BYTES = 60_000
 NOTEBOOK_BYTES = 1_000_000
 CELLS = (40, 75)
 FEWEST_CELLS = {"00_start_here": 25}
 PROSE_SHARE = (0.50, 0.70)
 MEDIAN_LINES, MOST_LINES = 8, 25
+FEWEST_EXERCISES = 4
+FEWEST_HINTS = 2
 HEADINGS = (
     "What you will be able to do",
     "What it cost",
@@ -192,7 +197,7 @@ def has_short_code_cells(nb: Notebook) -> list[str]:
         for where, lines in lengths.items()
         if lines > MOST_LINES
     ]
-    if (median := statistics.median(lengths.values() or [0])) > MEDIAN_LINES:
+    if (median := Shape.of(nb.node).median_lines) > MEDIAN_LINES:
         wrong.append(f"the median code cell has {median:g} lines, not <= {MEDIAN_LINES}: split")
     return wrong
 
@@ -205,7 +210,7 @@ def has_chapter_length(nb: Notebook) -> list[str]:
 
 
 def is_mostly_prose(nb: Notebook) -> list[str]:
-    share = sum(cell.cell_type == "markdown" for cell in nb.cells) / max(1, len(nb.cells))
+    share = Shape.of(nb.node).prose_share
     low, high = PROSE_SHARE
     if low <= share <= high:
         return []
@@ -252,11 +257,12 @@ def _parsed(cell: NotebookNode) -> ast.Module:
 
 def opens_with_title(nb: Notebook) -> list[str]:
     first = source(nb.cells[0]) if nb.cells and nb.cells[0].cell_type == "markdown" else ""
+    folder = nb.path.parent.name if nb.path.parent.name in FOLDERS else "notebooks"
     parts = {
         "a title ('# ...')": r"\A# \S",
         "the Colab badge": r"colab-badge\.svg",
         "a badge that leads to this notebook": re.escape(
-            f"{COLAB}/blob/main/notebooks/{nb.path.name}"
+            f"{COLAB}/blob/main/{folder}/{nb.path.name}"
         ),
         "the minutes it takes": r"\d\s*(min\b|minutes|分钟)",
         "the memory it takes (GiB)": r"\d\s*GiB",
@@ -315,6 +321,145 @@ def is_written_in_english(nb: Notebook) -> list[str]:
     return wrong
 
 
+# ---------------------------------------------------------------- exercises and solutions
+
+
+def has_exercises(nb: Notebook) -> list[str]:
+    found = len(exercises.exercises_of(nb.node))
+    if found >= FEWEST_EXERCISES:
+        return []
+    return [f"{found} headings '## Exercise N: ...': a chapter has {FEWEST_EXERCISES} or more"]
+
+
+def states_each_task(nb: Notebook) -> list[str]:
+    wrong = []
+    for it in exercises.exercises_of(nb.node):
+        if "**Goal" not in it.text:
+            wrong.append(f"{it.title!r} states no '**Goal.** ...'")
+        if it.difficulty not in range(1, 6):
+            wrong.append(f"{it.title!r} states no '**Difficulty** N of 5'")
+        if not it.minutes:
+            wrong.append(f"{it.title!r} states no '**Time** N minutes'")
+    return wrong
+
+
+def adds_up_minutes(nb: Notebook) -> list[str]:
+    total = sum(it.minutes or 0 for it in exercises.exercises_of(nb.node))
+    stated = stated_minutes(nb)
+    if stated == total:
+        return []
+    return [f"the first cell says {stated} minutes, the exercises add up to {total}"]
+
+
+def stated_minutes(nb: Notebook) -> int | None:
+    """The minutes that a notebook's first cell says it takes; of a range, the longer."""
+    found = re.search(r"(\d+)\s*(min\b|minutes|分钟)", source(nb.cells[0]) if nb.cells else "")
+    return int(found[1]) if found else None
+
+
+def rises_in_difficulty(nb: Notebook) -> list[str]:
+    levels = [it.difficulty or 0 for it in exercises.exercises_of(nb.node)]
+    if levels and min(levels) <= 2 and max(levels) >= 4:
+        return []
+    return [f"difficulties are {levels}: have an easy one (1 or 2) and a hard one (4 or 5)"]
+
+
+def has_hints(nb: Notebook) -> list[str]:
+    wrong = []
+    for it in exercises.exercises_of(nb.node):
+        folded = re.findall(r"<details>\s*<summary>.+?</summary>.+?</details>", it.text, re.DOTALL)
+        if len(folded) < FEWEST_HINTS:
+            wrong.append(f"{it.title!r} has {len(folded)} folded hints: give {FEWEST_HINTS} steps")
+    return wrong
+
+
+def ends_in_its_check(nb: Notebook) -> list[str]:
+    wrong = []
+    for it in exercises.exercises_of(nb.node):
+        if len(it.cells) != 1:
+            wrong.append(
+                f"{it.title!r} has {len(it.cells)} cells that end in a line "
+                "'checks.topic.name(function)': it should have one"
+            )
+        for cell in it.cells:
+            called = exercises.CHECK_CALL.fullmatch(exercises.last_line(source(cell)))
+            if called and called[1] not in _defined(cell):
+                wrong.append(f"{name(cell)} checks {called[1]}, which it does not define")
+    return wrong
+
+
+def _defined(cell: NotebookNode) -> dict[str, ast.AST]:
+    """The functions and classes that a cell defines at its top level."""
+    return {it.name: it for it in _parsed(cell).body if isinstance(it, DEFINITIONS)}
+
+
+def has_typed_stubs(nb: Notebook) -> list[str]:
+    wrong = []
+    for it in exercises.exercises_of(nb.node):
+        for cell in it.cells:
+            for defined in _defined(cell).values():
+                if not ast.get_docstring(defined):
+                    wrong.append(f"{name(cell)}: {defined.name} has no docstring")
+                wrong += [f"{name(cell)}: {lack}" for lack in _untyped(defined)]
+    return wrong
+
+
+def _untyped(defined: ast.AST) -> Iterator[str]:
+    """The arguments and results without a type, of a function or of a class's methods."""
+    for function in ast.walk(defined):
+        if not isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        arguments = function.args.posonlyargs + function.args.args + function.args.kwonlyargs
+        for argument in arguments:
+            if argument.annotation is None and argument.arg not in ("self", "cls"):
+                yield f"{argument.arg} of {function.name} has no type"
+        if function.returns is None and function.name != "__init__":
+            yield f"{function.name} has no type of its result"
+
+
+def stands_alone(nb: Notebook) -> list[str]:
+    """No cell needs a function that the learner has yet to write."""
+    stubs = [cell for it in exercises.exercises_of(nb.node) for cell in it.cells]
+    missing = {it: cell.id for cell in stubs for it in _defined(cell)}
+    wrong = []
+    for cell in nb.code:
+        used = {node.id for node in ast.walk(_parsed(cell)) if isinstance(node, ast.Name)}
+        wrong += [
+            f"{name(cell)} uses {it} of cell {missing[it]!r}: no cell needs a solved exercise"
+            for it in sorted(used & set(missing))
+            if missing[it] != cell.id
+        ]
+    return wrong
+
+
+def _prints(nb: Notebook, opening: str) -> list[str]:
+    """Complaints about exercises whose cell does not print a line that begins so."""
+    wrong = []
+    for it in exercises.exercises_of(nb.node):
+        for cell in it.cells:
+            lines = "".join(_text(o.get("text", "")) for o in cell.outputs).strip().splitlines()
+            if not lines or not lines[-1].startswith(opening):
+                wrong.append(f"{name(cell)} does not print '{opening} ...'")
+    return wrong
+
+
+def says_not_done(nb: Notebook) -> list[str]:
+    return _prints(nb, "Not done yet:")
+
+
+def says_right(nb: Notebook) -> list[str]:
+    return _prints(nb, "Right:")
+
+
+def solves_each(nb: Notebook) -> list[str]:
+    cells = [cell for it in exercises.exercises_of(nb.node) for cell in it.cells]
+    return [
+        f"{name(cell)} has no '{exercises.BEGIN}' and '{exercises.END}'"
+        for cell in cells
+        if not {exercises.BEGIN, exercises.END} <= {*map(str.strip, source(cell).splitlines())}
+    ]
+
+
 FILE_RULES: tuple[Rule, ...] = (
     is_valid_notebook,
     has_stable_ids,
@@ -340,9 +485,27 @@ CHAPTER_RULES: tuple[Rule, ...] = (
 ENGLISH_RULES: tuple[Rule, ...] = (has_chapter_headings, is_written_in_english)
 
 
+EXERCISE_RULES: tuple[Rule, ...] = (
+    has_exercises,
+    states_each_task,
+    adds_up_minutes,
+    rises_in_difficulty,
+    has_hints,
+    ends_in_its_check,
+    has_typed_stubs,
+    opens_with_title,
+    has_working_links,
+    is_written_in_english,
+)
+RULES_BY_FOLDER: dict[str, tuple[Rule, ...]] = {
+    "exercises": FILE_RULES + EXERCISE_RULES + (stands_alone, says_not_done),
+    "solutions": FILE_RULES + EXERCISE_RULES + (solves_each, says_right),
+}
+
+
 def rules_for(path: Path) -> tuple[Rule, ...]:
     """The rules that a notebook must follow, by the folder it is in."""
-    if "notebooks" not in path.parts:
-        return FILE_RULES
+    if path.parent.name in RULES_BY_FOLDER:
+        return RULES_BY_FOLDER[path.parent.name]
     chapter = FILE_RULES + CHAPTER_RULES
     return chapter if path.parent.name == "zh" else chapter + ENGLISH_RULES

@@ -24,7 +24,17 @@ from notebook_rules import (
 )
 from PIL import Image
 
-from tools.refresh import METADATA, ROOT, RefreshError, all_notebooks, main, refresh, small_png
+from tools import notebook_report
+from tools.refresh import (
+    METADATA,
+    ROOT,
+    RefreshError,
+    all_notebooks,
+    main,
+    refresh,
+    remember_seconds,
+    small_png,
+)
 
 RULES = FILE_RULES + CHAPTER_RULES + ENGLISH_RULES
 CASES = [
@@ -190,8 +200,10 @@ def test_tags_excuse() -> None:
     assert [rule(written) for rule in RULES if rule.__name__ in names] == [[], []]
 
 
-def test_exercises_need_no_chapter_form() -> None:
-    assert rules_for(Path("exercises/01_basics.ipynb")) == FILE_RULES
+def test_each_folder_has_its_rules() -> None:
+    for folder in ("exercises", "solutions"):
+        rules = rules_for(Path(folder) / "01_basics.ipynb")
+        assert set(FILE_RULES) < set(rules) and CHAPTER_RULES[0] not in rules
     assert ENGLISH_RULES[0] not in rules_for(Path("notebooks/zh/01_basics.ipynb"))
     assert ENGLISH_RULES[0] in rules_for(Path("notebooks/01_basics.ipynb"))
 
@@ -286,3 +298,37 @@ def test_big_pictures_are_reduced() -> None:
     small = base64.b64decode(small_png(base64.b64encode(out.getvalue()).decode(), limit=200_000))
     assert len(small) <= 200_000
     assert Image.open(io.BytesIO(small)).size == (900, 600)
+
+
+# ------------------------------------------------------------- the report
+
+
+def test_the_report_measures_a_notebook(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    _write(good_notebook(), folder)
+    assert notebook_report.main([], tmp_path) == 0
+    row = capsys.readouterr().out.splitlines()[-1].split()
+    shown = dict(zip(notebook_report.HEAD, row, strict=True))
+    figures = {"cells": "45", "prose": "58%", "median": "1", "longest": "1", "figures": "1"}
+    assert figures.items() <= shown.items()
+    assert shown["min"] == "10" and shown["s"] == "-" and 90 < int(shown["words"]) < 130
+
+
+def test_the_report_complains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    notebook = good_notebook()
+    del notebook.cells[20:30]
+    _write(notebook, folder)
+    remember_seconds({"notebooks/02_data.ipynb": 700.2}, tmp_path / "runs/notebook_seconds.json")
+    assert notebook_report.main([], tmp_path) == 1
+    said = capsys.readouterr().out
+    assert "35 cells: a chapter has 40 to 75" in said
+    assert "took 700 s, but says 10 minutes" in said
+
+
+def test_every_notebook_is_in_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+    notebook_report.main([])
+    said = capsys.readouterr().out
+    assert all(path.relative_to(ROOT).as_posix() in said for path in all_notebooks())

@@ -38,7 +38,8 @@ def measured(results: Path = ROOT / "benchmarks" / "results") -> str:
     lines = ["", "| | measured |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
     device = f"{first['device']}, torch {first['versions']['torch']}"
     lines += ["", f"({device}; transformers {first['versions']['transformers']}.)", ""]
-    return "\n".join([*lines, *gpu_table(results), "", *claims_table(results)])
+    parts = [lines, gpu_table(results), [memory_line(results)], claims_table(results)]
+    return "\n\n".join("\n".join(part) for part in parts).replace("\n\n\n", "\n\n")
 
 
 def gpu_table(results: Path) -> list[str]:
@@ -59,6 +60,21 @@ def gpu_table(results: Path) -> list[str]:
 
 def _cells(row: dict) -> str:
     return f"{row['tokens_per_second']:,.0f} | {row['peak_gib']:.1f}"
+
+
+def memory_line(results: Path) -> str:
+    """How far the memory calculated from a config was from the measured, on rows not fitted to."""
+    grid = json.loads((results / "vram_grid.json").read_text(encoding="utf-8"))
+    found = grid["summary"]
+    parts = [
+        f"{tier} {found[tier]['mean_error']:.1f} % on average, {found[tier]['worst_error']:+.1f} % "
+        f"at worst ({found[tier]['rows']} runs)"
+        for tier in ("allocated", "reserved", "process")
+    ]
+    return (
+        f"Memory calculated from the config alone, against runs on one {grid['device']} that "
+        f"nothing was fitted to: {'; '.join(parts)}."
+    )
 
 
 def claims_table(results: Path) -> list[str]:

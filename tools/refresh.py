@@ -11,10 +11,13 @@ from __future__ import annotations
 import argparse
 import base64
 import io
+import json
 import os
+import re
 import statistics
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +29,8 @@ FOLDERS = ("notebooks", "exercises", "solutions")
 PNG_LIMIT = 60_000
 """Bytes of a picture above which its colors are reduced."""
 CELL_SECONDS = 600
+SECONDS = ROOT / "runs" / "notebook_seconds.json"
+"""What each notebook took when it was last run whole on this machine; not committed."""
 WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -36,6 +41,40 @@ KEPT_OF_CELL = ("tags", "jupyter")
 
 class RefreshError(Exception):
     """A notebook that cannot be refreshed; the message says where it failed."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a notebook consists of."""
+
+    cells: int
+    prose_share: float
+    """Share of the cells that are prose."""
+    words: int
+    """In the prose, without code blocks and addresses."""
+    median_lines: float
+    """Of a code cell."""
+    most_lines: int
+    figures: int
+
+    @classmethod
+    def of(cls, notebook: NotebookNode) -> Shape:
+        texts = {"markdown": [], "code": []}
+        for cell in notebook.cells:
+            texts.setdefault(cell.cell_type, []).append("".join(cell.source))
+        lines = [len(text.strip().splitlines()) for text in texts["code"]] or [0]
+        prose = re.sub(
+            r"```.*?```|<[^>]*>|\]\([^)]*\)", " ", "\n".join(texts["markdown"]), flags=re.S
+        )
+        outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
+        return cls(
+            cells=len(notebook.cells),
+            prose_share=len(texts["markdown"]) / max(1, len(notebook.cells)),
+            words=len(re.findall(r"[\u4e00-\u9fff]|[^\W\u4e00-\u9fff]+", prose)),
+            median_lines=statistics.median(lines),
+            most_lines=max(lines),
+            figures=sum("image/png" in output.get("data", {}) for output in outputs),
+        )
 
 
 def kernel_environment(root: Path = ROOT) -> dict[str, str]:
@@ -116,6 +155,20 @@ def small_png(picture: str, limit: int = PNG_LIMIT) -> str:
     raise RefreshError(f"a picture is above {limit // 1000} kB even in 16 colors: draw it smaller")
 
 
+def remember_seconds(measured: dict[str, float], file: Path = SECONDS) -> None:
+    """Note how long notebooks took, in seconds by their path in the repository."""
+    known = known_seconds(file) | {name: round(seconds, 1) for name, seconds in measured.items()}
+    file.parent.mkdir(exist_ok=True)
+    part = file.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    part.replace(file)
+
+
+def known_seconds(file: Path = SECONDS) -> dict[str, float]:
+    """What ``remember_seconds`` noted; empty where nothing was run yet."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
 def refresh(path: Path, cell_seconds: int = CELL_SECONDS) -> str:
     """Execute one notebook and write it back; return a line that describes the result.
 
@@ -129,20 +182,27 @@ def refresh(path: Path, cell_seconds: int = CELL_SECONDS) -> str:
     clean(notebook)
     nbformat.validate(notebook)
     part = path.with_suffix(".ipynb.part")
-    part.write_text(nbformat.writes(notebook).rstrip("\n") + "\n", encoding="utf-8", newline="\n")
+    part.write_text(written(notebook), encoding="utf-8", newline="\n")
     part.replace(path)
-    return describe(path, notebook, time.monotonic() - began)
+    seconds = time.monotonic() - began
+    if path.resolve().is_relative_to(ROOT):
+        remember_seconds({path.resolve().relative_to(ROOT).as_posix(): seconds})
+    return describe(path, notebook, seconds)
+
+
+def written(notebook: NotebookNode) -> str:
+    """The notebook as its file has it."""
+    import nbformat
+
+    return nbformat.writes(notebook).rstrip("\n") + "\n"
 
 
 def describe(path: Path, notebook: NotebookNode, seconds: float) -> str:
     """Size, time and shape of a notebook, in one line."""
-    code = [cell.source.splitlines() for cell in notebook.cells if cell.cell_type == "code"]
-    prose = sum(cell.cell_type == "markdown" for cell in notebook.cells)
-    cells = len(notebook.cells)
+    shape = Shape.of(notebook)
     return (
-        f"{path.name}: {path.stat().st_size / 1000:.0f} kB, {seconds:.0f} s, {cells} cells "
-        f"({100 * prose / max(1, cells):.0f} % prose), "
-        f"median code cell {statistics.median(map(len, code)) if code else 0:g} lines"
+        f"{path.name}: {path.stat().st_size / 1000:.0f} kB, {seconds:.0f} s, {shape.cells} cells "
+        f"({shape.prose_share:.0%} prose), median code cell {shape.median_lines:g} lines"
     )
 
 

@@ -387,7 +387,7 @@ class FastLayers:
             with self._ready(self.out):
                 dmixed = self._back(self.out, "gradient at attention's output")
             self._adapter_grads(self.out)
-            dqkv = self._unmix()
+            dqkv = self._unmix(mixed)
             _drop(dmixed, qkv, *mixed)
             d_inner = self._inner(self.qkv)
             _drop(d_out)
@@ -400,30 +400,47 @@ class FastLayers:
         _drop(dqkv, inner, inner_out, d_inner, scale, x, grad)
         return dx
 
-    def _unmix(self) -> Piece:
+    def _unmix(self, mixed: list[Piece]) -> Piece:
         """The gradient at q, k and v together, from that at attention's output."""
         shape, grads = self.job.shape, self.attention.backward()
         if shape.head_norms:
-            return self._unmix_normed(grads)
+            return self._unmix_normed(grads, mixed)
         made = self._tokens("gradient at q, k and v", shape.qkv_width)
         self._plain(*[shape.q_width + shape.kv_width] * 4)
         _drop(*grads)
         return made
 
-    def _unmix_normed(self, grads: list[Piece]) -> Piece:
-        """Back through rotation and norm of the heads, by torch's own steps."""
+    def _unmix_normed(self, grads: list[Piece], mixed: list[Piece]) -> Piece:
+        """Back through rotation and norm of the heads, by torch's own steps.
+
+        mixed: what `_mix` kept; the parts that only these steps use are taken out and let go.
+        """
         shape = self.job.shape
-        for at, width in ((1, shape.kv_width), (0, shape.q_width)):
-            with self._short(ACTIVATIONS, "gradient through the turn", self.n, width):
-                turned = self._tokens("gradient at the normed heads", width)
+        widths = (shape.q_width, shape.kv_width)
+        _drop(mixed.pop(), mixed.pop())  # turned k and q
+        for at in (1, 0):
+            with self._short(ACTIVATIONS, "gradient through the turn", self.n, widths[at]):
+                turned = self._tokens("gradient at the normed heads", widths[at])
             grads[at].drop()
-            wide = [self._tokens("steps of the heads' norm, fp32", width, 4) for _ in range(5)]
-            _drop(*wide, turned)
-            grads[at] = self._tokens("gradient at the heads", width)
+            grads[at] = turned
+        for at in (1, 0):
+            grads[at] = self._stock_norm_backward(grads[at], widths[at], mixed.pop(), mixed.pop())
         parts = [self._tokens("gradient at q, k and v, one of them", shape.qkv_width)
                  for _ in range(2)]  # fmt: skip
         _drop(*grads, parts[1])
         return parts[0]
+
+    def _stock_norm_backward(self, grad: Piece, wide: int, *kept: Piece) -> Piece:
+        """Back through `_stock_norm`; takes over the gradient and what the norm kept."""
+        scaled = self._tokens("gradient x weight", wide)
+        grad.drop()
+        long, through, along = (self._tokens("norm's backward, fp32", wide, 4) for _ in "123")
+        _drop(scaled, long, along)
+        _drop(*[self._tokens("steps of the heads' norm, fp32", wide, 4) for _ in range(4)])
+        _drop(*kept)
+        made = self._tokens("gradient at the heads", wide)
+        through.drop()
+        return made
 
     # -------------------------------------------------------------------- loss
 

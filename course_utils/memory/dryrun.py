@@ -232,10 +232,11 @@ def _casting(model: nn.Module) -> Any:
 def _steps(model: nn.Module, recipe: Recipe, length: int, counter: StorageCounter, steps: int):
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
+    pure = recipe.base_precision == "bf16"  # as in `loop`: no autocast over weights in bf16
     for _ in range(steps):
         tokens = torch.zeros(recipe.batch_size, length, dtype=torch.int64)
         counter.phase = "forward"
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=not pure):
             value = model(input_ids=tokens, labels=tokens).loss
         counter.phase = "backward"
         value.backward()

@@ -37,11 +37,14 @@ GIB = 2**30
 # 2.11, CUDA 13.0): what the driver reported as used less what torch had reserved was 0.74 to 0.75
 # GiB in 14 runs of a 7B model.  cuBLAS asks torch for 32 MiB on Hopper for each thread that
 # multiplies: the one that runs forward and the one that runs backward
-# (aten/src/ATen/cuda/CublasHandlePool.cpp).
-HARDWARE = {"context_gib": 0.745, "workspace_mib": 32, "threads": 2}
+# (aten/src/ATen/cuda/CublasHandlePool.cpp).  Runs that offload took 0.07 GiB more (0.068 and 0.074
+# in two rows of benchmarks/results/vram_grid.json), for a second stream and pinned memory.
+HARDWARE = {"context_gib": 0.745, "offload_gib": 0.07, "workspace_mib": 32, "threads": 2}
 PAGED_FROM = 100_000  # numbers from which bitsandbytes pages an optimizer state
 EIGHT_BIT_FROM = 4096  # numbers from which it holds one in 8 bits
-LEAST_ERROR, STOCK_ERROR = 0.03, 0.06  # of the process total, either way
+# Of the process total, either way.  Tensors are known within 0.5 %; how much the allocator has
+# reserved beyond them depends on which free blocks it finds (4 % of it, at worst, in the grid).
+LEAST_ERROR, STOCK_ERROR = 0.03, 0.05
 
 
 @dataclass(frozen=True)
@@ -212,7 +215,8 @@ def optimizer_states(job: Job, held: Held, ledger: Ledger) -> list[Piece]:
             for name in ("mean of gradients", "mean of squares"):
                 if not _paged(kind, count):
                     made.append(ledger.new(OPTIMIZER, f"{name} in 8 bits", *dims, width=1))
-                blocks = -(-count // 256)
+            blocks = -(-count // 256)
+            for _ in range(2):
                 made.append(ledger.new(OPTIMIZER, "a scale for 256 of them", blocks, width=4))
     return made
 
@@ -242,6 +246,8 @@ def _summary(job: Job, held: Held, peaks: Peaks) -> Estimate:
     top = peaks.highest()
     paged = paged_bytes(job, held) / GIB
     process = peaks.reserved / GIB + paged + HARDWARE["context_gib"]
+    if job.fast and job.every and job.recipe.offload:
+        process += HARDWARE["offload_gib"]
     error = LEAST_ERROR if job.fast else STOCK_ERROR
     return Estimate(
         allocated_gib=top.allocated / GIB,

@@ -45,7 +45,7 @@ class Operations:
 
     def _leaf(self, key: object, dims: tuple[int, ...], held: int) -> Value:
         if key not in self.leaves:
-            self.leaves[key] = Value(None, held, True, leaf=True)
+            self.leaves[key] = Value(None, held, True)
         return self.leaves[key]
 
     def _grad(self, dims: tuple[int, ...], width: float) -> Piece:
@@ -74,16 +74,13 @@ class Operations:
         """x in another precision; x itself where it has that already."""
         if x.wide == width:
             x.piece.keep()
-            return Value(x.piece, width, x.needs) if not x.needs else self._same(x)
+            return x
         name = "copy in fp32" if width == 4 else "copy in bf16"
 
         def backward(grad: Piece) -> list[Piece]:
             return [self._tokens("gradient, cast", wide, x.wide)]
 
         return self.graph.op(self._tokens(name, wide, width), width, [x], [], backward)
-
-    def _same(self, x: Value) -> Value:
-        return self.graph.op(x.piece, x.wide, [x], [], lambda grad: [grad.keep()])
 
     def linear(self, x: Value, layer: Linear, key: object, name: str) -> Value:
         """A linear layer and the adapter on it, as PEFT runs it."""
@@ -99,10 +96,11 @@ class Operations:
         dropped = self.dropout(x, layer.inputs, self.job.recipe.dropout)
         a = self.product(dropped, (rank, layer.inputs), (key, "A"), "x A.T", held=4)
         b = self.product(a, (layer.outputs, rank), (key, "B"), "adapter's output", held=4)
+        dropped.drop(), a.drop()
         scaled = self.elementwise(b, layer.outputs, "adapter's output, scaled")
+        b.drop()
         out = self.add(base, scaled, layer.outputs, name)
-        for value in (dropped, a, b, scaled, base):
-            value.drop()
+        scaled.drop(), base.drop()
         return out
 
     def product(self, x: Value, dims: tuple[int, int], key: object, name: str,
@@ -111,10 +109,10 @@ class Operations:
         job, (outputs, inputs) = self.job, dims
         trained = job.full or held is not None
         width = 2 if job.autocast else job.width
-        short = self.cast(x, inputs, width)
-        weight = self._weight(key, dims, held or job.held) if trained else None
         if bias and trained:
             self._weight((key, "bias"), (outputs,), job.held)
+        weight = self._weight(key, dims, held or job.held) if trained else None
+        short = self.cast(x, inputs, width)
         dequantize = self.four_bit and not trained
 
         def copy() -> None:
@@ -125,35 +123,32 @@ class Operations:
 
         def backward(grad: Piece) -> list[Piece | None]:
             copy()
-            made = self._tokens("gradient at a layer's input", inputs, width) if short.needs else 0
-            grads: list[Piece | None] = [made or None]
-            if weight is not None:
-                grads.append(self._grad(dims, width))
-            return grads
+            grads = [self._grad(dims, width)] if trained else []  # the weight's is made first
+            name = "gradient at a layer's input"
+            return [self._tokens(name, inputs, width) if short.needs else None, *grads]
 
         copy()
         saved = [short.piece if trained else None, weight.piece if trained and short.needs else 0]
         parents = [short] if weight is None else [short, weight]
-        out = self.graph.op(
-            self._tokens(name, outputs, width), width, parents, [p or None for p in saved], backward
-        )
+        out = self._tokens(name, outputs, width)
+        saved = [piece or None for piece in saved]
+        out = self.graph.op(out, width, parents, saved, backward, views=True)
         short.drop()
         return out
 
-    def elementwise(self, x: Value, wide: int, name: str, width: float | None = None) -> Value:
-        """x times or plus a constant: nothing is saved."""
-        width = x.wide if width is None else width
+    def elementwise(self, x: Value, wide: int, name: str, *, factor: bool = True) -> Value:
+        """x times a constant, or plus one (factor=False): nothing is saved."""
 
         def backward(grad: Piece) -> list[Piece]:
-            return [self._tokens("gradient, scaled", wide, x.wide)]
+            return [self._tokens("gradient, scaled", wide, x.wide) if factor else grad.keep()]
 
-        return self.graph.op(self._tokens(name, wide, width), width, [x], [], backward)
+        return self.graph.op(self._tokens(name, wide, x.wide), x.wide, [x], [], backward)
 
     def dropout(self, x: Value, wide: int, share: float) -> Value:
         """Keeps one byte a number: which were kept."""
         if not share:
             x.piece.keep()
-            return self._same(x)
+            return x
         out = self._tokens("after dropout", wide, x.wide)
         mask = self._tokens("dropout mask", wide, 1)
 
@@ -169,10 +164,7 @@ class Operations:
         width = max(x.wide, y.wide)
 
         def backward(grad: Piece) -> list[Piece]:
-            return [
-                grad.keep() if v.wide == width else self._tokens("gradient, cast", wide, v.wide)
-                for v in (x, y)
-            ]
+            return [grad.keep(), grad.keep()]
 
         return self.graph.op(self._tokens(name, wide, width), width, [x, y], [], backward)
 
@@ -181,7 +173,7 @@ class Operations:
         width = max(x.wide, y.wide)
 
         def backward(grad: Piece) -> list[Piece]:
-            return [self._tokens("gradient at a factor", wide, v.wide) for v in (x, y)]
+            return [self._tokens("gradient at a factor", wide, width) for _ in (x, y)]
 
         saved = [x.piece, y.piece]
         return self.graph.op(self._tokens(name, wide, width), width, [x, y], saved, backward)
@@ -218,15 +210,16 @@ class Operations:
 
         saved = [long.piece, mean[2]]
         normed = self.graph.op(self._tokens("normed in fp32", wide, 4), 4, [long], saved, backward)
-        mean[2].drop()
+        mean[2].drop(), long.drop()
         rounded = normed if gemma else self.cast(normed, wide, x.wide)
         out = self._times_weight(rounded, wide, key, groups)
         if gemma:
             back = self.cast(out, wide, x.wide)
             out.drop()
             out = back
-        for value in (long, normed) if rounded is normed else (long, normed, rounded):
-            value.drop()
+        if not gemma:
+            rounded.drop()
+        normed.drop()
         return out
 
     def _times_weight(self, x: Value, wide: int, key: object, groups: int) -> Value:

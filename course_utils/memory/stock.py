@@ -6,8 +6,8 @@ operation; `graph` derives the backward pass.  Attention is torch's fused one, r
 
 from __future__ import annotations
 
-from .graph import Node, Value
-from .job import CHUNK_BYTES, LOGITS, WEIGHTS
+from .graph import Node, Value, convert
+from .job import CHUNK_BYTES, LOGITS, WEIGHTS, WORKSPACE
 from .ledger import Piece
 from .operations import COPY, Operations
 from .shared import frozen_head_chunks
@@ -25,22 +25,26 @@ class StockLayers(Operations):
     # ------------------------------------------------------------------ layers
 
     def block(self, x: Value, layer: int) -> Value:
-        """One decoder layer; takes over x."""
-        shape, gpt2 = self.shape, self.shape.family == "gpt2"
+        """One decoder layer; takes over x, which the decoder's loop holds until it is done."""
+        shape, gpt2, given = self.shape, self.shape.family == "gpt2", x.piece.keep()
         normed = self._norm(x, (layer, "norm1"))
         q, k, v = self._heads(normed, layer)
         if not gpt2:
             q, k = self._turned(q, k, layer, x.wide)
         mixed = self.attend(q, k, v)
-        for value in (q, k, v):
-            value.drop()
         out = self.linear(mixed, shape.linears[1 if shape.joined else 3], (layer, "o"), "attention")
-        mixed.drop(), normed.drop()
-        x = self._residual(x, out, shape.dropout[2] if shape.joined else 0.0)
+        for value in (mixed, q, k, v):
+            value.drop()
+        x, out = self._residual(x, out, normed)
+        if not gpt2:  # whose code keeps a name for the attention's output
+            out.drop()
         normed = self._norm(x, (layer, "norm2"))
-        made = self.mlp(normed, layer)
-        normed.drop()
-        return self._residual(x, made, shape.dropout[2] if shape.joined else 0.0)
+        x, made = self._residual(x, self.mlp(normed, layer), normed)
+        made.drop()
+        if gpt2:
+            out.drop()
+        given.drop()
+        return x
 
     def _norm(self, x: Value, key: object) -> Value:
         if self.shape.family == "gpt2":
@@ -48,24 +52,29 @@ class StockLayers(Operations):
         return self.rms_norm(x, self.d, key)
 
     def _turned(self, q: Value, k: Value, layer: int, angle: float) -> list[Value]:
-        shape, made = self.shape, []
-        parts = ((q, shape.q_width, shape.heads, "q"), (k, shape.kv_width, shape.kv_heads, "k"))
-        for x, wide, heads, name in parts:
-            if shape.head_norms:
-                normed = self.rms_norm(x, wide, (layer, f"{name}_norm"), heads)
+        shape, given = self.shape, [q, k]
+        widths, heads = (shape.q_width, shape.kv_width), (shape.heads, shape.kv_heads)
+        if shape.head_norms:
+            for at, x in enumerate((q, k)):
+                given[at] = self.rms_norm(x, widths[at], (layer, "qk"[at], "norm"), heads[at])
                 x.drop()
-                x = normed
-            turned = self.turn(x, wide, angle)
+        made = [self.turn(x, wide, angle) for x, wide in zip(given, widths, strict=True)]
+        for x in given:
             x.drop()
-            made.append(turned)
         return made
 
-    def _residual(self, x: Value, y: Value, dropout: float) -> Value:
-        dropped = self.dropout(y, self.d, dropout)
+    def _residual(self, x: Value, y: Value, normed: Value) -> tuple[Value, Value]:
+        """(x + y, y), with the dropout that GPT-2 and Phi-3 may have on y."""
+        gpt2 = self.shape.family == "gpt2"
+        if not gpt2:
+            normed.drop()
+        dropped = self.dropout(y, self.d, self.shape.dropout[2] if self.shape.joined else 0.0)
+        y.drop()
         out = self.add(x, dropped, self.d, "residual stream")
-        for value in (dropped, y, x):
-            value.drop()
-        return out
+        if gpt2:
+            normed.drop()
+        x.drop()
+        return out, dropped
 
     def mlp(self, x: Value, layer: int) -> Value:
         """Gated (Llama, Gemma, Phi-3) or plain (GPT-2)."""
@@ -93,14 +102,17 @@ class StockLayers(Operations):
         return out
 
     def gelu_new(self, x: Value) -> Value:
-        """0.5 x (1 + tanh(c (x + 0.044715 x^3))), in eight steps; autocast takes the power in fp32."""
+        """0.5 x (1 + tanh(c (x + 0.044715 x^3))) in eight steps; autocast's power is in fp32."""
         f, width = self.f, 4 if self.job.autocast else x.wide
         half = self.elementwise(x, f, "x / 2")
         long = self.cast(x, f, width)
 
         def backward(grad: Piece) -> list[Piece]:
-            self._short((f, width), (f, width))
-            return [self._tokens("gradient of the power", f, width)]
+            steps = [self._tokens("x^2, scaled", f, width) for _ in "12"]
+            made = self._tokens("gradient of the power", f, width)
+            for piece in steps:
+                piece.drop()
+            return [made]
 
         cube = self._tokens("x^3", f, width)
         cube = self.graph.op(cube, width, [long], [long.piece], backward)
@@ -113,7 +125,7 @@ class StockLayers(Operations):
         inside.drop()
         tanh = self.function(scaled, f, "tanh", keeps="result")
         scaled.drop()
-        plus = self.elementwise(tanh, f, "1 + tanh")
+        plus = self.elementwise(tanh, f, "1 + tanh", factor=False)
         tanh.drop()
         out = self.times(half, plus, f, "GELU")
         half.drop()
@@ -138,18 +150,22 @@ class StockLayers(Operations):
             run = self._checkpointed if job.checkpointed(layer) else self.block
             x = run(x, layer)
         self.marks.append(len(self.graph.nodes))
-        hidden = self._norm(x, "norm")
+        self.hidden = self._norm(x, "norm")
         x.drop()
-        self.hidden = hidden
+        for piece in self.embedded:
+            piece.drop()
 
     def _embedding(self, width: int) -> Value:
+        """The embedded tokens; the decoder's code keeps a name for them to its end."""
         shape, full = self.shape, self.job.full
         table = (shape.vocabulary, self.d)
         leaf = self._leaf("embedding", table, width) if full else Value(None, width, False)
-        x = self.graph.op(
-            self._tokens("embedded tokens", self.d, width), width, [leaf], [],
-            lambda grad: [self._grad(table, width)],
-        )  # fmt: skip
+        x = self._tokens("embedded tokens", self.d, width)
+        x = self.graph.op(x, width, [leaf], [], lambda grad: [self._embedding_grad(table, width)])
+        x.needs = full or bool(self.job.every)  # PEFT asks for it where layers are checkpointed
+        self.first, self.embedded = x, [x.piece.keep()]
+        if x.needs and not full:
+            x.piece.keep()  # by the autograd node that takes its gradient
         if shape.family == "gemma":
             scaled = self.elementwise(x, self.d, "embedded tokens, scaled")
             x.drop()
@@ -160,21 +176,33 @@ class StockLayers(Operations):
         other = self._leaf("positions", places, width) if full else Value(None, width, False)
         piece = self._new("embedded positions", width, self.job.length, self.d)
         y = self.graph.op(piece, width, [other], [], lambda grad: [self._grad(places, width)])
+        self.embedded.append(piece.keep())
         both = self.add(x, y, self.d, "embedded tokens and positions")
         dropped = self.dropout(both, self.d, shape.dropout[0])
         for value in (x, y, both):
             value.drop()
         return dropped
 
+    def _embedding_grad(self, table: tuple[int, int], width: float) -> Piece:
+        """Above 3,072 tokens they are sorted first, and summed in parts of at most 10 in fp32.
+
+        (aten/src/ATen/native/cuda/Embedding.cu and EmbeddingBackwardKernel.cu)
+        """
+        grad = self._grad(table, width)
+        if self.n > 3072:
+            parts = self.n // 10 + min(self.n, table[0])
+            name = "sums of the embeddings' gradients [parts x width]"
+            with self.ledger.short(WORKSPACE, name, parts, self.d, width=4):
+                pass
+        return grad
+
     def _checkpointed(self, x: Value, layer: int) -> Value:
         """Run a layer and keep its input alone; its steps are recorded when it is made again."""
         self.graph.recording = False
         x.piece.keep()
-        out = self.block(Value(x.piece, x.wide, x.needs or not self.job.full), layer)
+        out = self.block(x, layer)
         self.graph.recording = True
         self.inputs[layer] = (x, out)
-        casts = [v for v in self.cast_cache.values() if v.needs]
-        out.needs = bool(casts) or x.needs or True
         return out
 
     def backward(self, grad: Piece) -> None:
@@ -186,39 +214,45 @@ class StockLayers(Operations):
             last = self.shape.layers - 1
             inside = "layers between" if 0 < layer < last else f"layer {layer}"
             self.ledger.now = f"backward, {inside}"
-            if layer in self.inputs:
-                self._again(layer)
+            again = self._again(layer) if layer in self.inputs else None
             self._run_from(self.marks[layer])
+            if again:  # what it was made from goes with the last step of its backward pass
+                again.drop()
         self.ledger.now = "backward, embedding"
         self.graph.backward()
         for piece in self.turns:
             piece.drop()
+        if self.first.grad:  # of frozen embeddings: nobody takes it
+            self.first.grad.drop()
+            self.first.grad = None
+        if self.first.needs and not self.job.full:
+            self.first.drop()
 
     def _run_from(self, mark: int) -> None:
         nodes: list[Node] = self.graph.nodes[mark:]
         del self.graph.nodes[mark:]
         self.graph.backward(nodes)
+        for key, leaf in self.leaves.items():
+            if key != "embedding":  # which may be the output layer's too, and comes last
+                leaf.settle()
 
-    def _again(self, layer: int) -> None:
-        """Make a checkpointed layer's steps again, and hand them the gradient."""
+    def _again(self, layer: int) -> Piece:
+        """Make a checkpointed layer's steps again from its input, and hand them the gradient."""
         x, out = self.inputs.pop(layer)
         x.piece.keep()
+        self.graph.again = True
         again = self.block(x, layer)
+        self.graph.again = False
         again.drop()
         again.grad, out.grad = out.grad, None
         self._end_autocast()
-        x.piece.drop()
+        return x.piece
 
     def gather_backward(self, add: bool) -> list[Piece]:
         """The gradients of the trained parameters, which stay until the optimizer's step."""
-        made = [leaf.grad for leaf in self.leaves.values() if leaf.grad is not None]
-        if add:  # they were added into those of the pass before
-            for grad in made:
-                grad.drop()
-            made = []
         for leaf in self.leaves.values():
-            leaf.grad = None
-        return made
+            leaf.settle()
+        return [] if add else [leaf.total for leaf in self.leaves.values() if leaf.total]
 
     # -------------------------------------------------------------------- loss
 
@@ -238,19 +272,7 @@ class StockLayers(Operations):
             grads = None
             key = "embedding" if shape.tied else "head"
             self.head = self._weight(key, (shape.vocabulary, self.d), job.held)
-            rows = self._chunk_rows()
-            short = self.job.autocast and self.hidden.wide == 4
-            inputs = self._new("a chunk's states in bf16", 2, rows[0], self.d, part=LOGITS)
-            kept = [self._chunk(rows[0])] + ([inputs] if short else [])
-            if short:
-                kept.append(self.head.piece.keep())
-            else:
-                inputs.drop()
-            if len(rows) > 1:
-                for piece in kept:
-                    piece.drop()
-                kept = []
-            self.kept = kept
+            self.kept = self._chunks()
         self.hidden.drop()
         self._end_autocast()
         return grads
@@ -260,16 +282,34 @@ class StockLayers(Operations):
         whole, rest = divmod(self.job.scored, most)
         return [most] * whole + ([rest] if rest else [])
 
-    def _chunk(self, rows: int) -> Piece:
+    def _chunks(self) -> list[Piece]:
+        """Chunk after chunk; of several nothing is kept, of a single one what backward takes."""
+        rows = self._chunk_rows()
+        if len(rows) == 1:
+            copy = [self.head.piece.keep()] if self.head.piece else []
+            return [*copy, *self._inputs(rows[0]), *self._chunk(rows[0], keep=True)]
+        for count in rows:
+            for piece in self._inputs(count) + self._chunk(count, keep=False):
+                piece.drop()
+        return []
+
+    def _inputs(self, rows: int) -> list[Piece]:
+        """A chunk's states as the product takes them, where that is another precision."""
+        if self.hidden.wide == self.job.width:
+            return []
+        return [self._new("a chunk's states in bf16", 2, rows, self.d, part=LOGITS)]
+
+    def _chunk(self, rows: int, keep: bool) -> list[Piece]:
         """Logits and loss of some rows; what stays are the logarithms of the shares."""
-        vocabulary, name = self.shape.vocabulary, "logits of a chunk [tokens x vocabulary]"
-        width = 2 if self.job.autocast else self.job.width
-        logits = self._new(name, width, rows, vocabulary, part=LOGITS)
-        long = self._new(name, 4, rows, vocabulary, part=LOGITS)
-        kept = self._new(name, 4, rows, vocabulary, part=LOGITS)
-        long.drop()
-        logits.drop()
-        return kept
+        name = "logits of a chunk [tokens x vocabulary]"
+        logits, long, kept = (
+            self._new(name, width, rows, self.shape.vocabulary, part=LOGITS)
+            for width in (self.job.width, 4, 4)
+        )
+        if not keep:
+            kept.drop()
+        long.drop(), logits.drop()
+        return [kept] if keep else []
 
     def loss_backward(self, grads: Piece | None) -> Piece:
         """The gradient at the last hidden states."""
@@ -287,38 +327,54 @@ class StockLayers(Operations):
 
     def _chunk_again(self, count: int) -> list[Piece]:
         """A checkpointed chunk for its backward pass; autocast copies the head anew."""
-        if not (self.job.autocast and self.job.held == 4):
-            return [self._chunk(count)]
-        copy = self._new(COPY, 2, self.shape.vocabulary, self.d, part=WEIGHTS)
-        inputs = self._new("a chunk's states in bf16", 2, count, self.d, part=LOGITS)
-        return [self._chunk(count), copy, inputs]
+        made = []
+        if self.job.autocast and self.job.held == 4:
+            made = [self._new(COPY, 2, self.shape.vocabulary, self.d, part=WEIGHTS)]
+        made += self._inputs(count)
+        return [*made, *self._chunk(count, keep=True)]
 
     def _trained_head(self, width: float, size: tuple[int, int]) -> Piece:
-        """Chunk after chunk: logits again, their gradient, the head's and the states'."""
-        new, vocabulary, rows = self._new, self.shape.vocabulary, self._chunk_rows()
-        name, states, short = "gradient of a chunk's logits", None, self.job.width
-        for number, count in enumerate(rows):
-            logs, *others = self.kept or self._chunk_again(count)
-            first = new(name, 4, count, vocabulary, part=LOGITS)
-            second = new(name, 4, count, vocabulary, part=LOGITS)
-            first.drop(), logs.drop()
-            logits = new(name, short, count, vocabulary, part=LOGITS)
-            second.drop()
-            self.head.add(self._grad((vocabulary, self.d), short))
-            part = new("gradient of a chunk's states", width, *size, part=LOGITS)
-            if states is None:
-                states = part
+        """The gradient at the states, and the head's: chunk after chunk, the last one first."""
+        rows, total = self._chunk_rows(), None
+        while rows:
+            count = rows.pop()
+            *others, logs = self.kept or self._chunk_again(count)
+            grad, chunk = self._product_backward(count, others, logs)
+            if not rows:
+                self.states.drop()
+            self.head.add(grad, view=True)
+            if not rows:
+                self._head_done()
+            chunk = convert(chunk, width)
+            if count == size[0]:  # the only chunk: nothing was cut out of the states
+                return chunk
+            part = self._new("gradient at the scored states", width, *size, part=LOGITS)
+            chunk.drop()
+            if total is None:
+                total = part
             else:
                 part.drop()
-            for piece in (logits, *others):
-                piece.drop()
-            if number == 0:
-                self.states.drop()
-        self.kept = []
-        if self.head.wide == 2 and self.job.held == 4:
-            grad, self.head.grad = self.head.grad, None
-            leaf_key = "embedding" if self.shape.tied else "head"
-            leaf = self._leaf(leaf_key, (vocabulary, self.d), 4)
-            leaf.add(self._grad((vocabulary, self.d), 4))
-            grad.drop()
-        return states
+        return total
+
+    def _product_backward(
+        self, count: int, others: list[Piece], logs: Piece
+    ) -> tuple[Piece, Piece]:
+        """Back through a chunk's loss and logits: the gradients of the head and at the states."""
+        vocabulary, short = self.shape.vocabulary, self.job.width
+        name = "gradient of a chunk's logits [tokens x vocabulary]"
+        first, second = (self._new(name, 4, count, vocabulary, part=LOGITS) for _ in "12")
+        first.drop(), logs.drop()
+        logits = self._new(name, short, count, vocabulary, part=LOGITS)
+        second.drop()
+        grad = self._grad((vocabulary, self.d), short)
+        chunk = self._new("gradient of a chunk's states", short, count, self.d, part=LOGITS)
+        for piece in (*others, logits):
+            piece.drop()
+        return grad, chunk
+
+    def _head_done(self) -> None:
+        """The sum over all chunks goes on to the head itself, from autocast's copy in fp32."""
+        leaf = self._leaf("embedding" if self.shape.tied else "head", (), self.job.held)
+        if self.head is not leaf:
+            leaf.add(convert(self.head.grad, leaf.wide))
+            self.head.grad = None
