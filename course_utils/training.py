@@ -256,7 +256,7 @@ def save(run: Run, folder: str | Path) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(run.model, PeftModel):
-        # The embedded model's own folder is a path of this machine: name its home on the Hub, in the
+        # The embedded model's folder is a path of this machine: name its home on the Hub, in the
         # adapter's configuration and in the card that PEFT writes beside it.
         name, base = models.HUB_NAMES.get(run.recipe.model), run.model.get_base_model()
         config = run.model.peft_config["default"]

@@ -1,6 +1,6 @@
-"""Memory: what training needs (`estimate`), what it took (`measure`, `measured`), and what fits (`plan`).
+"""Memory: what training needs (`estimate`), what it took (`measure`), what fits (`plan`).
 
-All figures are GiB (2^30 bytes).
+`measured` has what it took on a real GPU, as shipped.  All figures are GiB (2^30 bytes).
 """
 
 from .estimate import Estimate, estimate
