@@ -10,14 +10,25 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import CourseError
+from .recipes import Recipe
 
 JOB_FIELDS = ("data", "validation", "output")
+PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}  # as torch calls them
+MODEL_HELP = "a short name (llama-2-7b, qwen3-8b ...), a Hub id, a folder or a config.json"
+TARGETS_HELP = "all-linear (default), attention, or layers: q_proj,v_proj"
+RECIPE_FLAGS = {  # of estimate: flag -> field of the recipe
+    "model": "model", "method": "method", "rank": "rank", "targets": "targets",
+    "batch": "batch_size", "length": "max_length", "accumulation": "gradient_accumulation",
+    "checkpointing": "checkpointing", "offload": "offload", "dtype": "precision",
+    "base": "base_precision", "optimizer": "optimizer", "dropout": "dropout",
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("Stopped.", file=sys.stderr)
         return 130
     print(json.dumps(result, ensure_ascii=False) if options.json else text)
-    return 0 if result.get("ok", True) else 1
+    return 0 if result.get("ok", result.get("fits", True)) else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--temperature", type=float, help="default: always the likeliest token")
     generate.add_argument("--seed", type=int, help="makes a sampled answer repeatable")
 
+    _add_estimate(commands)
+    _add_plan(commands)
+
     claims = _add(commands, "claims", _claims, "the guide's numbers beside the measured ones")
     claims.add_argument("--section", help="of the guide: 3, 3.2 ...")
     claims.add_argument("--topic", help="memory, parameters, time, data, settings or quality")
@@ -73,6 +87,52 @@ def _parser() -> argparse.ArgumentParser:
 
     _add(commands, "fetch", _fetch, "download the embedded model, if it is not here yet")
     return parser
+
+
+def _add_estimate(commands: Any) -> None:
+    say = _add(commands, "estimate", _estimate, "the GPU memory that a training will take")
+    say.description = (
+        "The GPU memory that a training will take, from the model's config alone: no GPU, no "
+        "weights. Without --recipe it is the course's kind of recipe: LoRA on all linear layers, "
+        "every layer checkpointed, and on CUDA what is kept offloaded to the CPU's memory where "
+        "the fast layers run (not with --method full or --dropout)."
+    )
+    say.add_argument("--model", help=MODEL_HELP)
+    say.add_argument("--recipe", help="a YAML file of a recipe; the flags here win over it")
+    say.add_argument("--method", help="full, lora (default) or qlora")
+    say.add_argument("--rank", type=int, help=f"of the adapter (default {Recipe.rank})")
+    say.add_argument("--targets", help=TARGETS_HELP)
+    batch = f"rows that a step computes at once (default {Recipe.batch_size})"
+    say.add_argument("--batch", type=int, help=batch)
+    say.add_argument("--length", type=int, help=f"tokens of a row (default {Recipe.max_length})")
+    say.add_argument("--accumulation", type=int, help="such batches per update (default 1)")
+    say.add_argument("--checkpointing", help="on (default), off, or N for every N-th layer")
+    offload = "keep what checkpointing keeps in the CPU's memory (default: see above)"
+    say.add_argument("--offload", action=argparse.BooleanOptionalAction, help=offload)
+    say.add_argument("--dtype", help="to compute in: bfloat16 (default), float16 or float32")
+    say.add_argument("--base", help="base_precision of a recipe: auto (default), bf16 or fp8")
+    say.add_argument("--optimizer", help="adamw (default), adamw_8bit or paged_adamw_8bit")
+    say.add_argument("--dropout", type=float, help="of the adapter (default 0)")
+    device = "cuda (default), or cpu for the resident memory of the process"
+    say.add_argument("--device", default="cuda", help=device)
+    say.add_argument("--explain", action="store_true", help="the tensors behind each part")
+
+
+def _add_plan(commands: Any) -> None:
+    plan = _add(commands, "plan", _plan, "the fastest recipe that fits a card, or what would")
+    plan.description += ". Exit code 1 where nothing asked for fits."
+    plan.add_argument("--model", required=True, help=MODEL_HELP)
+    plan.add_argument("--vram", type=float, required=True, help="GiB that the card has")
+    length = f"tokens of the longest row (default {Recipe.max_length})"
+    plan.add_argument("--length", type=int, default=Recipe.max_length, help=length)
+    plan.add_argument("--batch", type=int, default=16, help="rows per update (default 16)")
+    methods = "which may be chosen, with commas: full, lora, qlora (default lora,qlora)"
+    plan.add_argument("--method", default="lora,qlora", help=methods)
+    rank = f"of the adapter (default {Recipe.rank})"
+    plan.add_argument("--rank", type=int, default=Recipe.rank, help=rank)
+    plan.add_argument("--targets", default="all-linear", help=TARGETS_HELP)
+    short = "let --method full hold weights and optimizer states in bf16"
+    plan.add_argument("--pure-bf16", action="store_true", help=short)
 
 
 def _add(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
@@ -155,6 +215,102 @@ def _generate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         prompt, options.max_tokens, temperature=options.temperature, seed=options.seed
     )
     return {"prompt": prompt, "answer": answer, "model": options.model}, answer
+
+
+def _estimate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from . import memory
+
+    recipe = _asked_recipe(options)
+    length = None if recipe.packing else options.length
+    found = memory.estimate(recipe.model, recipe, length=length, device=options.device)
+    result = found.to_dict() | {"recipe": recipe.to_dict()}
+    text = [str(recipe), _memory_table(found)]
+    if options.explain:
+        formulas = {part: found.formula(part) for part in found.parts}
+        result, text = result | {"formulas": formulas}, [*text, "", *formulas.values()]
+    return result, "\n".join(text)
+
+
+def _asked_recipe(options: argparse.Namespace) -> Recipe:
+    """The recipe of the flags, over that of the file or over the course's kind of recipe."""
+    from . import recipes
+    from .memory.plan import may_offload
+
+    fields = _recipe_fields(options)
+    if options.recipe is not None:
+        start = recipes.read_fields(options.recipe)
+        start = {name: value for name, value in start.items() if name not in JOB_FIELDS}
+        if fields.get("checkpointing") is False:  # nothing is kept that could wait elsewhere
+            start["offload"] = False
+        return recipes.from_dict(start | fields)
+    if options.model is None:
+        raise CourseError("No model: give --model NAME, or --recipe FILE that names one.")
+    offload = fields.pop("offload", None)
+    alpha = 2 * max(1, fields.get("rank", Recipe.rank))
+    recipe = recipes.from_dict({"checkpointing": True, "alpha": alpha} | fields)
+    if offload is None:
+        offload = bool(recipe.checkpointing) and may_offload(recipe, options.device)
+    return recipe.replace(offload=offload)
+
+
+def _recipe_fields(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a recipe that the flags name, as a recipe holds them."""
+    fields = {
+        RECIPE_FLAGS[flag]: value
+        for flag, value in vars(options).items()
+        if flag in RECIPE_FLAGS and value is not None
+    }
+    read = {"targets": _names, "checkpointing": _every, "precision": _precision}
+    return {name: read.get(name, lambda v: v)(value) for name, value in fields.items()}
+
+
+def _precision(text: str) -> str:
+    return PRECISIONS.get(text, text)
+
+
+def _names(text: str) -> str | tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    return names[0] if len(names) == 1 else names
+
+
+def _every(text: str) -> bool | int | str:
+    """on, off or a number; anything else is left to the recipe, which says what is allowed."""
+    return {"on": True, "off": False}.get(text, int(text) if text.isdecimal() else text)
+
+
+def _memory_table(found: Any) -> str:
+    from .display.memory_figure import segments
+
+    low, high = found.range_gib
+    what = "GPU memory" if found.device == "cuda" else "resident memory"
+    totals = {"process": f"{what} of the process; should lie in {low:.2f} to {high:.2f}"}
+    if found.device == "cuda":
+        tensors = {"allocated": f"tensors, at their peak ({found.peak_at})"}
+        totals = tensors | {"reserved": "by PyTorch for tensors"} | totals
+    lines = [f"{'part':26}{'GiB':>9}"]
+    lines += [f"{name:26}{gib:9.3f}" for name, gib in segments(found).items()]
+    lines += [f"{tier:26}{getattr(found, f'{tier}_gib'):9.3f}  {totals[tier]}" for tier in totals]
+    trained = 100 * found.trained / found.parameters
+    lines.append(f"{found.parameters:,} parameters, {found.trained:,} trained ({trained:.2f} %)")
+    return "\n".join([*lines, *found.notes])
+
+
+def _plan(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from . import memory
+
+    for name, value in (("vram", options.vram), ("length", options.length)):
+        if not (math.isfinite(value) and value > 0):
+            hint = "the card's memory in GiB, such as 8" if name == "vram" else "tokens of a row"
+            raise CourseError(f"{name} is {value:g}: give {hint}.")
+    found = memory.plan(
+        options.model, options.vram, length=options.length, effective_batch=options.batch,
+        rank=options.rank, targets=_names(options.targets), pure_bf16=options.pure_bf16,
+        methods=[name.strip() for name in options.method.split(",")],
+    )  # fmt: skip
+    made = found.to_dict()
+    nothing = {"recipe": None, "estimate": None, "needs_gib": None, "traded": []}
+    best = made.pop("best") or nothing
+    return {"fits": found.best is not None} | best | made, str(found)
 
 
 def _claims(options: argparse.Namespace) -> tuple[dict[str, Any], str]:

@@ -36,6 +36,14 @@ def quiet() -> None:
     logging.getLogger("transformers.trainer_utils").addFilter(
         lambda record: "do not match the ones in the `trainer_state.json`" not in record.msg
     )
+    # GPT-2's class name does not say which loss is its own; the default is the right one.
+    logging.getLogger("transformers.modeling_utils").addFilter(
+        lambda record: "`loss_type=" not in str(record.msg)
+    )
+    # What `models.dequantized` is asked for.
+    logging.getLogger("transformers.integrations.bitsandbytes").addFilter(
+        lambda record: "modules are dequantized" not in str(record.msg)
+    )
     # bitsandbytes looks for an optional inference kernel at import and warns where it is absent.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 

@@ -280,6 +280,25 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return trainable, total
 
 
+def dequantized(model: PreTrainedModel) -> PreTrainedModel:
+    """The 4-bit model with ordinary layers in its place, whose weights are what it computed with.
+
+    In the model's own precision, so four times the memory; the model given is changed and returned.
+    An adapter is merged into this one, since a merge into 4 bits rounds the sum once more.
+    Raises CourseError for a model that is not in 4 bits, or that carries an adapter.
+    """
+    if not getattr(model, "is_loaded_in_4bit", False):
+        raise CourseError(f"This {type(model).__name__} is not in 4 bits: use it as it is.")
+    if hasattr(model, "peft_config"):
+        raise CourseError(
+            "Dequantize the base model first, then put the adapter on it: "
+            "PeftModel.from_pretrained(models.dequantized(base), folder)."
+        )
+    model = model.dequantize()
+    model.is_loaded_in_4bit = False
+    return model
+
+
 def keep_4bit_trainable(model: nn.Module) -> int:
     """Stop bitsandbytes from repacking 4-bit weights on the CPU; returns how many layers.
 

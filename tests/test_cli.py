@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from course_utils import cli
+from course_utils import cli, memory
+from course_utils.memory.known import KNOWN
+from course_utils.recipes import Recipe, from_dict
 from course_utils.report import RunReport
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,7 +20,9 @@ ROWS = [
     {"instruction": "Say the color of the sky.", "output": "Blue."},
     {"instruction": "翻译成英文：你好", "output": "Hello"},
 ]
-COMMANDS = ["quickstart", "train", "check-data", "generate", "fetch"]
+COMMANDS = [
+    "quickstart", "train", "check-data", "generate", "estimate", "plan", "claims", "fetch",
+]  # fmt: skip
 
 
 def run(*arguments, cwd=None, stdin=None, **environment) -> subprocess.CompletedProcess:
@@ -74,7 +78,8 @@ def test_help_reads_well(call, command):
 @pytest.mark.parametrize(
     "arguments",
     [[], ["trian"], ["train"], ["generate"], ["check-data"], ["fetch", "--fast"],
-     ["generate", "Hi", "--max-tokens", "many"]],
+     ["generate", "Hi", "--max-tokens", "many"], ["plan", "--model", "smollm2"],
+     ["estimate", "--batch", "two"]],
 )  # fmt: skip
 def test_a_wrong_command_line_ends_in_2(call, arguments):
     code, out, err = call(*arguments)
@@ -217,3 +222,192 @@ def test_generate_without_a_token_to_give(small_model, call):
     question = ("generate", "Hi", "--model", small_model, "--max-tokens", 4)
     code, out, err = call(*question[:-1], 0)
     assert code == 1 and "must be at least 1" in err
+
+
+# -------------------------------------------------------------------------- estimate, plan
+
+SMALL = ("--model", "smollm2", "--batch", 2, "--length", 128)
+
+
+def estimated(call, *arguments):
+    """estimate's JSON object."""
+    code, out, err = call("estimate", *arguments, "--json")
+    assert code == 0, err
+    return json.loads(out)
+
+
+def planned(call, *arguments):
+    """(exit code, plan's JSON object)."""
+    code, out, err = call("plan", *arguments, "--json")
+    assert err == ""
+    return code, json.loads(out)
+
+
+def test_estimate_is_that_of_the_flags(call):
+    made = estimated(
+        call, "--model", "llama-2-7b", "--method", "qlora", "--rank", 8, "--batch", 4,
+        "--targets", "q_proj, v_proj", "--length", 1024, "--optimizer", "adamw_8bit",
+        "--checkpointing", 2, "--no-offload", "--dtype", "float16", "--accumulation", 2,
+    )  # fmt: skip
+    recipe = Recipe(
+        model="llama-2-7b", method="qlora", rank=8, alpha=16, targets=("q_proj", "v_proj"),
+        batch_size=4, max_length=1024, optimizer="adamw_8bit", checkpointing=2,
+        precision="fp16", gradient_accumulation=2,
+    )  # fmt: skip
+    assert made["recipe"] == recipe.to_dict()
+    found = memory.estimate("llama-2-7b", recipe)
+    assert made == json.loads(json.dumps(found.to_dict() | {"recipe": recipe.to_dict()}))
+    assert sum(made["parts"].values()) == pytest.approx(made["allocated_gib"])
+    assert made["allocated_gib"] < made["reserved_gib"] < made["process_gib"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "checkpointing", "offload"),
+    [
+        ([], True, True),
+        (["--checkpointing", "4"], 4, True),
+        (["--checkpointing", "off"], False, False),
+        (["--no-offload"], True, False),
+        (["--method", "full"], True, False),
+        (["--dropout", "0.1"], True, False),
+        (["--device", "cpu"], True, False),
+    ],
+)
+def test_estimate_checkpoints_and_offloads_where_plans_do(call, flags, checkpointing, offload):
+    recipe = estimated(call, *SMALL, *flags)["recipe"]
+    assert (recipe["checkpointing"], recipe["offload"]) == (checkpointing, offload)
+
+
+def test_estimate_takes_a_recipe_file(call, tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("model: smollm2\nmethod: lora\nrank: 4\ncheckpointing: true\noffload: true\n"
+                    "data: rows.json\n", encoding="utf-8")  # fmt: skip
+    recipe = estimated(call, "--recipe", path)["recipe"]
+    assert (recipe["rank"], recipe["alpha"], recipe["offload"]) == (4, 32, True)
+    recipe = estimated(call, "--recipe", path, "--rank", 2, "--checkpointing", "off")["recipe"]
+    assert (recipe["rank"], recipe["checkpointing"], recipe["offload"]) == (2, False, False)
+
+
+def test_estimate_of_a_config_file_needs_no_weights(call, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(KNOWN["smollm2"]), encoding="utf-8")
+    by_file = estimated(call, "--model", path, *SMALL[2:])
+    assert by_file["parts"] == estimated(call, *SMALL)["parts"]
+    assert by_file["parameters"] == 134_515_008
+
+
+def test_estimate_as_a_table(call):
+    code, out, err = call("estimate", *SMALL)
+    made = estimated(call, *SMALL)
+    assert code == 0 and err == "" and "Recipe(method='lora'" in out
+    shown = {line[:26].strip(): float(line[26:35]) for line in out.splitlines()[2:]
+             if line[26:35].strip().replace(".", "").isdigit()}  # fmt: skip
+    for part, gib in made["parts"].items():
+        assert shown[part] == pytest.approx(gib, abs=6e-4)
+    tiers = {"allocated", "reserved", "process"}
+    pieces = sum(gib for name, gib in shown.items() if name not in tiers)
+    assert pieces == pytest.approx(shown["process"], abs=6e-3)
+    assert shown["process"] == pytest.approx(made["process_gib"], abs=6e-4)
+
+
+def test_estimate_explains_each_part(call):
+    formulas = estimated(call, *SMALL, "--explain")["formulas"]
+    assert set(formulas) == set(estimated(call, *SMALL)["parts"])
+    assert "x 49,152 x 576 x 2 B" in formulas["weights"]
+    out = call("estimate", *SMALL, "--explain")[1]
+    assert all(text in out for text in formulas.values())
+
+
+def test_estimate_for_a_cpu_says_that_it_is_no_vram(call):
+    out = call("estimate", *SMALL, "--device", "cpu")[1]
+    assert "resident memory of the process" in out and "CUDA" not in out and "reserved" not in out
+
+
+WITHOUT = {key: value for key, value in KNOWN["smollm2"].items() if key != "intermediate_size"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--model", "smollm2", "--batch", "-1"], "batch_size is -1"),
+        (["--model", "smollm2", "--rank", "0"], "rank is 0"),
+        (["--model", "smollm2", "--length", "-5"], "max_length is -5"),
+        (["--model", "smollm2", "--length", "9000"], "smollm2 reads at most 8192 tokens"),
+        (["--model", "smollm2", "--method", "dora"], "method is 'dora'"),
+        (["--model", "smollm2", "--checkpointing", "some"], "checkpointing is 'some'"),
+        (["--model", "smollm2", "--dtype", "int8"], "precision is 'int8'"),
+        (["--model", "smollm2", "--targets", "c_attn"], "targets: smollm2 has no layer called"),
+        (["--model", "smollm2", "--targets", ","], "targets is empty"),
+        (["--model", "smollm2", "--device", "tpu"], "device is 'tpu'"),
+        (["--model", "smollm2", "--checkpointing", "off", "--offload"], "offload moves what"),
+        (["--model", "nowhere.json"], "nowhere.json is no readable model config"),
+        (["--model", "without.json"], "lacks the field intermediate_size"),
+        (["--model", "bert.json"], "The architecture 'bert'"),
+        ([], "give --model NAME, or --recipe FILE"),
+    ],
+)
+def test_estimate_names_what_is_wrong(call, tmp_path, monkeypatch, flags, said):
+    monkeypatch.chdir(tmp_path)
+    Path("without.json").write_text(json.dumps(WITHOUT), encoding="utf-8")
+    Path("bert.json").write_text(json.dumps({"model_type": "bert"}), encoding="utf-8")
+    code, out, err = call("estimate", *flags)
+    assert code == 1 and out == "" and said in err
+    assert err.startswith("error: ") and len(err.splitlines()) == 1
+
+
+def test_plan_gives_a_recipe_that_fits(call):
+    code, made = planned(call, "--model", "llama-3.2-1b", "--vram", 4, "--batch", 8)
+    assert code == 0 and made["fits"] is True
+    recipe = from_dict(made["recipe"])
+    assert recipe.effective_batch == 8 and recipe.max_length == 512
+    again = memory.estimate("llama-3.2-1b", recipe).to_dict()
+    assert made["estimate"] == json.loads(json.dumps(again))
+    assert made["needs_gib"] <= 4 == made["vram_gib"]
+    assert made["traded"] and made["alternatives"] and made["nearest"] == []
+    code, out, _ = call("plan", "--model", "llama-3.2-1b", "--vram", 4, "--batch", 8)
+    assert code == 0 and out.startswith("llama-3.2-1b on a card of 4 GiB: ")
+
+
+def test_plan_keeps_what_it_is_told(call):
+    code, made = planned(call, "--model", "smollm2", "--vram", 24, "--length", 256, "--rank", 4,
+                         "--targets", "q_proj,v_proj", "--method", "qlora")  # fmt: skip
+    recipe = made["recipe"]
+    assert code == 0 and recipe["method"] == "qlora" and recipe["targets"] == ["q_proj", "v_proj"]
+    assert (recipe["rank"], recipe["alpha"], recipe["max_length"]) == (4, 8, 256)
+
+
+def test_plan_of_what_cannot_be_says_what_would(call):
+    wish = ("--model", "smollm2", "--vram", 1, "--length", 256, "--method", "lora")
+    code, made = planned(call, *wish)
+    assert code == 1 and made["fits"] is False and "error" not in made
+    assert made["recipe"] is made["estimate"] is None and made["smallest"]["needs_gib"] > 1
+    assert made["nearest"] and all(choice["traded"] for choice in made["nearest"])
+    code, out, _ = call("plan", *wish)
+    assert code == 1 and "nothing asked for fits" in out and "possible" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--vram", "0"], "vram is 0: give the card's memory in GiB"),
+        (["--vram", "-8"], "vram is -8"),
+        (["--vram", "inf"], "vram is inf"),
+        (["--vram", "nan"], "vram is nan"),
+        (["--vram", "8", "--batch", "-1"], "batch_size is -1"),
+        (["--vram", "8", "--length", "0"], "length is 0"),
+        (["--vram", "8", "--method", "lora,dora"], "methods is ['lora', 'dora']"),
+        (["--vram", "8", "--model", "nowhere.json"], "nowhere.json is no readable model config"),
+    ],
+)
+def test_plan_names_what_is_wrong(call, flags, said):
+    code, out, err = call("plan", "--model", "smollm2", *flags)
+    assert code == 1 and out == "" and said in err
+    assert err.startswith("error: ") and len(err.splitlines()) == 1
+
+
+def test_claims_prints_rows_of_a_section(call):
+    code, out, err = call("claims", "--section", "3.2", "--json")
+    assert code == 0, err
+    rows = json.loads(out)["rows"]
+    assert rows and all("3.2" in row["section"] for row in rows)
+    assert len(rows) < len(json.loads(call("claims", "--json")[1])["rows"])

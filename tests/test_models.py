@@ -272,6 +272,34 @@ def test_parameters_are_counted_once_and_in_four_bits_as_four(saved):
     assert sum(p.numel() for p in packed.parameters()) < models.count_parameters(plain)[1]
 
 
+# ---------------------------------------------------------------- from 4 bits back to 16
+
+
+def test_dequantized_layers_are_what_the_4bit_ones_computed_with(saved):
+    four = models.load(saved, on="cpu", quantize=True, dtype=torch.bfloat16)
+    ids = torch.arange(3, 35).view(2, 16)
+    with torch.no_grad():
+        wanted = four(input_ids=ids).logits
+        plain = models.dequantized(four)
+        found = plain(input_ids=ids).logits
+    assert torch.equal(found, wanted)
+    layers = models.linear_layers(plain).values()
+    assert {type(layer) for layer in layers} == {torch.nn.Linear}
+    assert {layer.weight.dtype for layer in layers} == {torch.bfloat16}
+    assert sum(p.numel() for p in plain.parameters()) == models.count_parameters(plain)[1]
+    recipe = Recipe(method="full")  # a plain model may be trained in full again
+    assert training.prepare(plain, recipe).lm_head.weight.requires_grad
+
+
+def test_what_cannot_be_dequantized_is_refused(saved):
+    with pytest.raises(CourseError, match="is not in 4 bits: use it as it is"):
+        models.dequantized(models.load(saved, on="cpu"))
+    four = models.load(saved, on="cpu", quantize=True)
+    adapted = get_peft_model(four, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    with pytest.raises(CourseError, match="Dequantize the base model first"):
+        models.dequantized(adapted)
+
+
 # ------------------------------------------------- 4 bits on CPUs that repack for inference
 
 

@@ -210,3 +210,8 @@ def test_the_presets_fit_the_cards_they_are_for(name, gib):
     # and what they give up for it is needed: with the guide's dropout the larger two do not fit
     guide = preset.replace(dropout=0.1, offload=False)
     assert (plan_recipe(guide, gib, model=SEVEN, fixed=fields).best is None) == (name != "SMALL")
+
+
+def test_a_length_of_nothing_is_refused():
+    with pytest.raises(CourseError, match="max_length is 0"):
+        plan("llama-2-7b", 8, length=0)

@@ -10,28 +10,49 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .levels import plot_errors, plot_levels
+    from .lora import plot_memory_parts, plot_singular_values
+    from .memory_figure import memory_bar
+    from .memory_widgets import MemoryWidget, memory_widget
     from .panel import LivePanel, TerminalPanel, panel_for_here
     from .plots import plot_losses, plot_memory, plot_scores
     from .quizzes import Quiz, quiz
+    from .rows import Labels, plot_by_size, plot_groups, plot_layouts, show_labels
     from .style import COLORS, course_style
     from .tables import ClaimsTable, SideBySide, claims_table, side_by_side
+    from .tokens import plot_next_tokens, plot_surprise, plot_trade_off
     from .widgets import Interactive, interactive
 
 _HOME = {
+    "memory_bar": "memory_figure",
+    "MemoryWidget": "memory_widgets",
+    "memory_widget": "memory_widgets",
     "LivePanel": "panel",
     "TerminalPanel": "panel",
     "panel_for_here": "panel",
+    "plot_errors": "levels",
+    "plot_levels": "levels",
     "plot_losses": "plots",
     "plot_memory": "plots",
+    "plot_memory_parts": "lora",
     "plot_scores": "plots",
+    "plot_singular_values": "lora",
     "Quiz": "quizzes",
     "quiz": "quizzes",
+    "Labels": "rows",
+    "plot_by_size": "rows",
+    "plot_groups": "rows",
+    "plot_layouts": "rows",
+    "show_labels": "rows",
     "COLORS": "style",
     "course_style": "style",
     "ClaimsTable": "tables",
     "SideBySide": "tables",
     "claims_table": "tables",
     "side_by_side": "tables",
+    "plot_next_tokens": "tokens",
+    "plot_surprise": "tokens",
+    "plot_trade_off": "tokens",
     "Interactive": "widgets",
     "interactive": "widgets",
 }
@@ -40,18 +61,33 @@ __all__ = [
     "COLORS",
     "ClaimsTable",
     "Interactive",
+    "Labels",
     "LivePanel",
+    "MemoryWidget",
     "Quiz",
     "SideBySide",
     "TerminalPanel",
     "claims_table",
     "course_style",
     "interactive",
+    "memory_bar",
+    "memory_widget",
     "panel_for_here",
+    "plot_by_size",
+    "plot_groups",
+    "plot_layouts",
+    "plot_errors",
+    "plot_levels",
     "plot_losses",
     "plot_memory",
+    "plot_memory_parts",
+    "plot_next_tokens",
     "plot_scores",
+    "plot_singular_values",
+    "plot_surprise",
+    "plot_trade_off",
     "quiz",
+    "show_labels",
     "side_by_side",
 ]
 

@@ -180,7 +180,7 @@ def plan(
         alpha=2 * rank,
         targets=targets if isinstance(targets, str) else tuple(targets),
         batch_size=effective_batch,
-        max_length=length or max(lengths or [512]),
+        max_length=max(lengths or [512]) if length is None else length,
         dropout=0.0,  # the fast layers know no dropout
         base_precision="bf16" if pure_bf16 and tuple(methods) == ("full",) else "auto",
     )
@@ -360,7 +360,7 @@ def _ways(
     everies = [recipe.checkpointing] if "checkpointing" in fixed else [True, 2, 4, False]
     for method in methods:
         changed = _as(recipe, method)
-        offload = recipe.offload if "offload" in fixed else _may_offload(changed, device)
+        offload = recipe.offload if "offload" in fixed else may_offload(changed, device)
         for every in everies:
             yield [
                 changed.replace(
@@ -378,7 +378,7 @@ def _as(recipe: Recipe, method: str) -> Recipe:
     return recipe.replace(method=method, base_precision="auto")
 
 
-def _may_offload(recipe: Recipe, device: str) -> bool:
+def may_offload(recipe: Recipe, device: str) -> bool:
     """Whether the fast layers run, which offload without loss of time, on a GPU."""
     return device == "cuda" and recipe.fast and recipe.method != "full" and recipe.dropout == 0
 
@@ -420,7 +420,7 @@ def _nearest(job: _Wish, smallest: Choice, vram_gib: float) -> Iterator[Choice]:
         yield shorter
     if smallest.recipe.method != "qlora":
         way = _as(smallest.recipe, "qlora")
-        way = way.replace(offload=bool(way.checkpointing) and _may_offload(way, job.device))
+        way = way.replace(offload=bool(way.checkpointing) and may_offload(way, job.device))
         other = job.choice(way)
         if other.needs_gib <= vram_gib:
             yield _traded(other, "QLoRA instead")

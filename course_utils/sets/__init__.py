@@ -99,6 +99,16 @@ def load(name: str) -> DataSet:
     return DataSet(name, train, held_out, card(conversations), cleaning)
 
 
+def general_text() -> list[Conversation]:
+    """A dozen short English texts on everyday and school subjects, one document each.
+
+    Written for this course (Apache-2.0), so no model was trained on them. Not to be trained on
+    either: the loss on them, before and after a fine-tuning, shows what a model has forgotten.
+    """
+    texts = _read("general.txt").strip().split("\n\n")
+    return [Conversation(({"role": "text", "content": text},)) for text in texts]
+
+
 def _card(
     title: str, source: str, license: str, text: str
 ) -> Callable[[list[Conversation]], DataCard]:
