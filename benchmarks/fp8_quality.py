@@ -1,12 +1,12 @@
 """What holding the frozen weights in fp8 costs in quality: the first chapter's task, several seeds.
 
-    python -m benchmarks.fp8_quality              # about 5 minutes a seed on two CPU cores
-    python -m benchmarks.fp8_quality --seeds 5
+    python -m benchmarks.fp8_quality --jobs 5     # on a GPU with fp8 units; under a minute
+    python -m benchmarks.fp8_quality --seeds 4    # about 8 minutes a seed on two CPU cores
 
 Each seed trains the embedded model (real weights) twice on the same rows: with its frozen weights
 in bf16, and in fp8.  A CPU has no fp8 units and takes the same rounded numbers through an fp32
-product, so what is learnt is the same as on a GPU that has them.  Afterwards both models are judged
-the same way, in bf16: held-out loss (nats per answer token) and share of right answers.
+product.  Afterwards both models are judged the same way, in bf16: held-out loss (nats per answer
+token) and share of right answers.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import study
 from course_utils import evaluation, memory, models, quickstart, training
 from course_utils.report import versions
 
@@ -28,8 +29,9 @@ RESULTS = Path(__file__).parent / "results" / "fp8_quality.json"
 Row = dict[str, Any]
 
 
-def measure(seed: int, base_precision: str, data: quickstart.Data) -> Row:
+def measure(seed: int, base_precision: str) -> Row:
     """Train with one seed and one kind of frozen weights, and judge the result."""
+    data = quickstart.load_data()
     recipe = quickstart.RECIPE.replace(
         seed=seed, precision="bf16", base_precision=base_precision, evaluate_every=None
     )
@@ -43,6 +45,7 @@ def measure(seed: int, base_precision: str, data: quickstart.Data) -> Row:
         "held_out_loss": round(evaluation.held_out_loss(run.model, tokenizer, rows), 5),
         "score": round(quickstart.score(run.model, tokenizer, data).value, 4),
         "train_loss": run.report.losses[-1]["loss"],
+        "notes": run.report.notes,
     }
 
 
@@ -51,7 +54,7 @@ def summary(rows: list[Row]) -> Row:
     made: Row = {}
     for figure in ("held_out_loss", "score"):
         by = {
-            name: [row[figure] for row in rows if row["base_precision"] == name]
+            name: [row[figure] for row in rows if row["base_precision"] == name]  # by seed
             for name in ("auto", "fp8")
         }
         apart = [b - a for a, b in zip(by["auto"], by["fp8"], strict=True)]
@@ -68,12 +71,12 @@ def summary(rows: list[Row]) -> Row:
 def main() -> None:
     """The command line; see the top of this file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=4)
-    data, rows = quickstart.load_data(), []
-    for seed in range(parser.parse_args().seeds):
-        for base_precision in ("auto", "fp8"):
-            rows.append(measure(seed, base_precision, data))
-            print(json.dumps(rows[-1]), flush=True)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at once")
+    given, data, rows = parser.parse_args(), quickstart.load_data(), []
+    cases = [(seed, base) for seed in range(given.seeds) for base in ("auto", "fp8")]
+    study.run(measure, cases, given.jobs, lambda row: (rows.append(row), print(json.dumps(row))))
+    rows.sort(key=lambda row: (row["seed"], row["base_precision"]))
     result = {
         "device": memory.device_name(models.device()), "date": date.today().isoformat(),
         "versions": versions(), "rows_held_out": len(data.validation) + len(data.held_out),

@@ -7,6 +7,7 @@ sees what another one left in memory or patched.  Its row goes to a JSON-lines f
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -157,31 +158,31 @@ def peer_arguments(batch: int, steps: int, checkpointing: bool, folder: str) -> 
 class StepMeter(TrainerCallback):
     """Seconds and loss of each step, and the peak of the allocator after `warm` steps.
 
-    seconds: from the start of the forward pass to the end of the optimizer's step, the GPU waited
-    for at both ends.  whole: from the end of one step to the end of the next, loading and logging
-    included.  The peak outlives those who reset torch's own meanwhile (ours does, by phase).
+    A step lasts from the end of the one before it to its own, by events on the device: loading,
+    logging and all that a trainer does between two steps is in it, and nobody waits for the GPU who
+    would not have waited anyway.
+    The peak outlives those who reset torch's own meanwhile (ours does, by phase).
     """
 
     def __init__(self, warm: int) -> None:
         self.warm, self.peak, self.reserved = warm, 0, 0
-        self.seconds: list[float] = []
-        self.whole: list[float] = []
         self.losses: list[float] = []
-        self._ended: float | None = None
+        self._ends: list[Any] = []  # the first is the beginning of the first step
         self._reset = torch.cuda.reset_peak_memory_stats
         torch.cuda.reset_peak_memory_stats = self._note_and_reset
 
     def on_step_begin(self, args, state, control, **kwargs):
+        self._begin()
         if state.global_step == self.warm and torch.cuda.is_available():
             self._reset()
             self.peak = self.reserved = 0
-        self._start = self._now()
+
+    def _begin(self) -> None:
+        if not self._ends:
+            self._ends.append(self._now())
 
     def on_step_end(self, args, state, control, **kwargs):
-        now = self._now()
-        self.seconds.append(now - self._start)
-        self.whole.append(now - (self._ended or self._start))
-        self._ended = now
+        self._ends.append(self._now())
         self._note()
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -191,10 +192,20 @@ class StepMeter(TrainerCallback):
         if logs and "loss" in logs:
             self.losses.append(round(float(logs["loss"]), 4))
 
-    def _now(self) -> float:
+    def _now(self) -> Any:
+        """An event that happens when the GPU gets here; on a CPU the time."""
         if torch.cuda.is_available():
-            torch.cuda.synchronize()
+            return torch.cuda.current_stream().record_event(torch.cuda.Event(enable_timing=True))
         return time.perf_counter()
+
+    @property
+    def seconds(self) -> list[float]:
+        """The duration of each step; waits for the GPU."""
+        pairs = itertools.pairwise(self._ends)
+        if not torch.cuda.is_available():
+            return [end - start for start, end in pairs]
+        torch.cuda.synchronize()
+        return [start.elapsed_time(end) / 1e3 for start, end in pairs]
 
     def _note(self) -> None:
         if torch.cuda.is_available():
@@ -209,7 +220,6 @@ class StepMeter(TrainerCallback):
         """Times are medians of the steps after the warm-up; memory in GiB, weights included."""
         return {
             "seconds_per_step": round(statistics.median(self.seconds[self.warm :]), 4),
-            "whole_seconds_per_step": round(statistics.median(self.whole[self.warm :]), 4),
             "peak_gib": round(self.peak / GIB, 2),
             "reserved_gib": round(self.reserved / GIB, 2),
             "losses": self.losses,

@@ -56,7 +56,7 @@ class TokenMeter(StepMeter):
 
     def __init__(self, warm: int) -> None:
         super().__init__(warm)
-        self.tokens: list[int] = []
+        self.counted: list[Any] = []  # numbers, or tensors on the GPU: it is not waited for here
         self.positions: list[int] = []  # padding counted
         self._seen: dict[str, Any] = {}
 
@@ -67,13 +67,14 @@ class TokenMeter(StepMeter):
         self._seen = inputs
 
     def on_step_end(self, args, state, control, **kwargs):
-        super().on_step_end(args, state, control, **kwargs)  # counting is none of the step's time
-        self.tokens.append(real_tokens(self._seen))
+        super().on_step_end(args, state, control, **kwargs)
+        self.counted.append(real_tokens(self._seen))
         self.positions.append(self._seen["input_ids"].numel())
 
     def figures(self) -> Row:
         """Speed over all steps after the warm-up, with the share of positions that are tokens."""
-        tokens, seconds = self.tokens[self.warm :], self.seconds[self.warm :]
+        tokens = [int(count) for count in self.counted[self.warm :]]
+        seconds = self.seconds[self.warm :]
         return super().figures() | {
             "tokens_per_second": round(sum(tokens) / sum(seconds), 1),
             "tokens_per_step": round(statistics.mean(tokens), 1),
@@ -82,14 +83,14 @@ class TokenMeter(StepMeter):
         }
 
 
-def real_tokens(inputs: dict[str, Any]) -> int:
-    """Tokens of a batch that are not padding."""
+def real_tokens(inputs: dict[str, Any]) -> Any:
+    """Tokens of a batch that are not padding: a number or a tensor of one."""
     if inputs.get("attention_mask") is not None:
-        return int(inputs["attention_mask"].sum())
+        return inputs["attention_mask"].sum()
     positions = inputs.get("position_ids")
     if positions is None:
         return inputs["input_ids"].numel()
-    return int((positions > 0).sum() + (positions == 1).sum())  # see encoding.count_tokens
+    return (positions > 0).sum() + (positions == 1).sum()  # see encoding.count_tokens
 
 
 def ours(case: Case, meter: StepMeter) -> None:

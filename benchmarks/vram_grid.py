@@ -284,25 +284,33 @@ def read_rows(files: list[str]) -> list[Row]:
     return list(rows.values())
 
 
-def estimated(row: Row) -> Row:
+def estimated(row: Row, torch_version: str | None = None) -> Row:
     """What `memory.estimate` says of the row's run: GiB by tier, and the parts."""
     from course_utils.memory.estimate import estimate
 
     case = find(row["name"], row.get("tiny", False))
     config = vram_cases.config(case.config_fields())
-    found = estimate(config, case.made_recipe(), length=case.length, device="cuda")
+    found = estimate(
+        config, case.made_recipe(), length=case.length, device="cuda", torch_version=torch_version
+    )
     made: Row = {f"{tier}_gib": round(getattr(found, f"{tier}_gib"), 4) for tier in TIERS}
     return made | {"parts": {name: round(gib, 4) for name, gib in found.parts.items()}}
 
 
-def with_estimates(rows: list[Row]) -> list[Row]:
-    """The rows, with the present estimate under "estimated" where one can be compared."""
+def with_estimates(rows: list[Row], torch_version: str | None = None) -> list[Row]:
+    """The rows, with the present estimate under "estimated" where one can be compared.
+
+    torch_version: what the rows were measured with.
+    """
     names = {case.name for case in vram_cases.all_cases() if case.judged}
 
     def comparable(row: Row) -> bool:
         return row["name"] in names and "error" not in row
 
-    return [row | {"estimated": estimated(row)} if comparable(row) else row for row in rows]
+    return [
+        row | {"estimated": estimated(row, torch_version)} if comparable(row) else row
+        for row in rows
+    ]
 
 
 def error(row: Row, said: Row, tier: str) -> float | None:
@@ -376,7 +384,7 @@ def collect(files: list[str], name: str, notes: list[str] | None) -> Path:
 def refresh(path: Path) -> Path:
     """Write the present estimates, and their summary, into a result file."""
     result = json.loads(path.read_text(encoding="utf-8"))
-    rows = with_estimates(result.pop("rows"))
+    rows = with_estimates(result.pop("rows"), result["versions"]["torch"])
     result |= {"summary": summary(rows), "rows": rows}
     text = json.dumps(result, indent=1)
     path.write_text(text + "\n", encoding="utf-8", newline="\n")
@@ -439,7 +447,8 @@ def main() -> None:
             print(f"{vram_cases.need_gib(case):6.1f} GiB {'fit' if split[case.name] else '   '} "
                   f"{'alone' if case.alone else '     '} {case.name}")  # fmt: skip
     if given.summary:
-        made = summary(with_estimates(json.loads(path.read_text(encoding="utf-8"))["rows"]))
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        made = summary(with_estimates(kept["rows"], kept["versions"]["torch"]))
         print(json.dumps(made, indent=1) if given.json else table(made))
 
 

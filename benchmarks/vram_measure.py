@@ -162,7 +162,7 @@ class Meter(common.StepMeter):
         self.peak = self.reserved = 0
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self._start = self._now()
+        self._begin()
 
     def on_step_end(self, args, state, control, **kwargs):
         super().on_step_end(args, state, control, **kwargs)

@@ -243,7 +243,7 @@ def pack(rows: Sequence[dict[str, list[int]]], max_length: int) -> list[dict[str
             place = len(bins) - 1
         bins[place].append(index)
         room[place] -= length
-    return [_joined([rows[i] for i in members]) for members in bins]
+    return [joined([rows[i] for i in members]) for members in bins]
 
 
 def packed(encoded: Encoded, max_length: int) -> Encoded:
@@ -263,11 +263,13 @@ def count_tokens(batch: dict[str, Tensor]) -> int:
     return int((positions > 0).sum() + (positions == 1).sum())
 
 
-def _joined(rows: list[dict[str, list[int]]]) -> dict[str, list[int]]:
+def joined(rows: Sequence[dict[str, list[int]]]) -> dict[str, list[int]]:
+    """The rows behind each other, each with its own positions from 0 on (or those it has)."""
+    positions = [row.get("position_ids") or range(len(row["input_ids"])) for row in rows]
     return {
         "input_ids": [token for row in rows for token in row["input_ids"]],
         "labels": [label for row in rows for label in row["labels"]],
-        "position_ids": [i for row in rows for i in range(len(row["input_ids"]))],
+        "position_ids": [i for of_row in positions for i in of_row],
     }
 
 

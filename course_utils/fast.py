@@ -638,11 +638,13 @@ class FastDecoder:
         input_ids: Tensor,
         position_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        rows: Rows | None = None,
     ) -> Tensor:
         """Last hidden states [batch, tokens, width].
 
         Rows are told apart by position ids (packed) or the mask; without either, one a line.  What
-        the mask leaves out is not computed at all: its states are 0.
+        the mask leaves out is not computed at all: its states are 0.  rows: the packed ones, if
+        they are known already; else a GPU is waited for.
         """
         if position_ids is None and attention_mask is not None and not bool(attention_mask.all()):
             real = attention_mask.flatten().nonzero().flatten()
@@ -651,7 +653,7 @@ class FastDecoder:
             all_states = found.new_zeros(input_ids.numel(), found.shape[1])
             return all_states.index_copy(0, real, found).view(*input_ids.shape, -1)
         packed = position_ids is not None
-        rows = Rows.packed(position_ids) if packed else Rows.lines(input_ids)
+        rows = rows or (Rows.packed(position_ids) if packed else Rows.lines(input_ids))
         if not packed:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         return self._states(input_ids, position_ids, rows)
@@ -786,12 +788,18 @@ def fast_layers(
     )
     plain = decoder.forward
 
-    def forward(self, input_ids=None, attention_mask=None, position_ids=None, **others: Any):
+    def forward(
+        self, input_ids=None, attention_mask=None, position_ids=None, row_starts=None,
+        longest_row=0, **others: Any,
+    ):  # fmt: skip
         if input_ids is None or others.get("past_key_values") is not None:
             return plain(input_ids, attention_mask, position_ids, **others)
+        rows = None
+        if row_starts is not None:  # see ahead.CountedBatches
+            rows = Rows(tuple(input_ids.shape), row_starts, longest_row)
         with torch.autocast(input_ids.device.type, enabled=False):
             return BaseModelOutputWithPast(
-                last_hidden_state=fast(input_ids, position_ids, attention_mask)
+                last_hidden_state=fast(input_ids, position_ids, attention_mask, rows)
             )
 
     try:

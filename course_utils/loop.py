@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +23,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from . import compat, fast, fp8
-from .encoding import IGNORE, Collator, batches, count_tokens
+from .ahead import CountedBatches, LateLog, without_walks
+from .encoding import batches
 from .errors import CourseError
 from .loss import answers_only, mean_loss
 from .memory import current_gib
@@ -60,7 +62,7 @@ class AnswerTrainer(Trainer):
             model=model,
             args=arguments(recipe, folder, place, precision),
             train_dataset=train,
-            data_collator=Collator(tokenizer.pad_token_id or 0),
+            data_collator=CountedBatches(tokenizer.pad_token_id or 0),
         )
         self.recipe, self.meter, self.report, self.panel = recipe, meter, report, panel
         # pure bf16 needs no autocast, which would compute some steps in fp32
@@ -71,7 +73,7 @@ class AnswerTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # our forward divides by the whole batch's labels
         self.interrupted = False
         self.remove_callback(PrinterCallback)
-        self.watch = _Watch(self)
+        self.watch, self.late = _Watch(self), LateLog(self._log_step)
         self.add_callback(self.watch)
 
     def fit(self, resume: str | None) -> None:
@@ -83,8 +85,10 @@ class AnswerTrainer(Trainer):
         casting = disable_input_dtype_casting(self.model) if self._adapts() else None
         with contextlib.ExitStack() as stack:
             stack.enter_context(answers_only(self.model))
-            stack.enter_context(self._fast_layers())
+            fast_decoder = stack.enter_context(self._fast_layers())
+            self.data_collator = replace(self.data_collator, by_rows=fast_decoder is not None)
             stack.enter_context(_stop_on_interrupt(self))
+            self.trained = stack.enter_context(without_walks(self.model))
             if casting is not None and self.autocast is not contextlib.nullcontext:
                 stack.enter_context(casting)  # autocast casts; PEFT need not do it again
             if self.recipe.checkpointing:
@@ -114,6 +118,7 @@ class AnswerTrainer(Trainer):
         A failed step has changed no weight yet; only counts and random numbers are taken back.
         """
         self.watch.back_to_last_step()
+        self.late.hand_on()
         step = self.state.global_step
         if step == self.watch.began_at:
             return Path(self.resumed) if self.resumed else None
@@ -158,8 +163,10 @@ class AnswerTrainer(Trainer):
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         """The forward pass, in the chosen precision, with its memory attributed."""
+        counts = inputs.pop("counts")
         if model.training:
-            self._count(inputs)
+            self.report.tokens += counts[0]
+            self.report.answer_tokens += counts[1]
         self.meter.mark("forward")
         with self.autocast():
             loss = super().compute_loss(model, inputs, *args, **kwargs)
@@ -171,9 +178,30 @@ class AnswerTrainer(Trainer):
         self.meter.mark("backward")
         return loss
 
-    def _count(self, inputs: dict[str, torch.Tensor]) -> None:
-        self.report.tokens += count_tokens(inputs)
-        self.report.answer_tokens += int((inputs["labels"] != IGNORE).sum())
+    def _clip_grad_norm(self, model):
+        """The norm of all gradients, clipped; the Trainer's own, without a walk for them."""
+        return self.accelerator.clip_grad_norm_(self.trained, self.args.max_grad_norm)
+
+    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, *args, learning_rate=None, **kwargs):
+        """The Trainer's own, but for the losses: those are read late (`ahead.LateLog`)."""
+        step, epoch = self.state.global_step, self.state.epoch
+        self.late.note(step, epoch, tr_loss, grad_norm, learning_rate)
+        tr_loss.zero_()
+        if self.control.should_save or self.control.should_training_stop:
+            self.late.hand_on()
+        super()._maybe_log_save_evaluate(
+            tr_loss, grad_norm, *args, learning_rate=learning_rate, **kwargs
+        )
+
+    def _log_step(self, step: int, epoch: float, figures: dict[str, float]) -> None:
+        """Log as the Trainer would have at that step."""
+        now = self.state.global_step, self.state.epoch
+        self.state.global_step, self.state.epoch = step, epoch
+        try:
+            self.log(figures)
+            self._total_loss_scalar += figures["loss"]  # of which the Trainer tells the mean
+        finally:
+            self.state.global_step, self.state.epoch = now
 
     def floating_point_ops(self, inputs) -> int:
         """Not counted: transformers would walk through all parameters anew at each step."""
@@ -227,8 +255,8 @@ def arguments(recipe: Recipe, folder: Path, place: torch.device, precision: str)
         train_sampling_strategy="group_by_length" if recipe.group_by_length else None,
         fp16=precision == "fp16",
         use_cpu=place.type == "cpu",
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # else a NaN loss is logged as a good one
+        logging_strategy="no",  # see AnswerTrainer._maybe_log_save_evaluate
+        logging_nan_inf_filter=False,  # else each step's loss would be waited for
         save_strategy="steps" if recipe.save_every else "no",
         save_steps=recipe.save_every or 500,
         save_total_limit=2,
@@ -236,6 +264,7 @@ def arguments(recipe: Recipe, folder: Path, place: torch.device, precision: str)
         data_seed=recipe.seed,
         remove_unused_columns=False,
         dataloader_pin_memory=place.type == "cuda",
+        accelerator_config={"non_blocking": True},  # copies to the GPU are not waited for
         disable_tqdm=True,
         report_to="none",
     )
@@ -261,7 +290,7 @@ class _Watch(TrainerCallback):
         if self.panel:
             self.panel.start(state.max_steps)
         self.report.losses = [_curve_point(e) for e in state.log_history if "loss" in e]
-        self.report.steps = self.began_at = state.global_step
+        self.report.steps = self.began_at = self.trainer.late.noted = state.global_step
         self._validate(state)
         self._since = time.perf_counter()
 
@@ -336,6 +365,8 @@ class _Watch(TrainerCallback):
         self.report.seconds += time.perf_counter() - self._since
 
     def _pause(self, work, *arguments) -> None:
+        if self.meter.device.type == "cuda":
+            torch.cuda.synchronize()  # the step may still be under way there
         self.report.seconds += time.perf_counter() - self._since
         work(*arguments)
         self._since = time.perf_counter()

@@ -31,13 +31,15 @@ IGNORE = -100  # the label that stands for "no loss here", as in torch's cross_e
 CHUNK_BYTES = 2**27  # the largest fp32 logits held at once: 128 MiB
 
 
-def labelled(labels: Tensor) -> tuple[Tensor, Tensor]:
+def labelled(labels: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(which of the batch's states are scored, as indices into all of them; against which tokens).
 
-    Made before the forward pass: a GPU has to be waited for to know how many there are.
+    Made before the forward pass, and better still on the CPU (positions: what was found there): a
+    GPU has to be waited for to know how many there are.
     """
     wanted = F.pad(labels[:, 1:], (0, 1), value=IGNORE).flatten()
-    positions = (wanted != IGNORE).nonzero().flatten()
+    if positions is None:
+        positions = (wanted != IGNORE).nonzero().flatten()
     return positions, wanted[positions]
 
 
@@ -162,14 +164,16 @@ def answers_only(model: nn.Module) -> Iterator[None]:
     plain, finish = base.forward, logits_finish(base.config)
     known = _makes_its_logits_so(base, decoder, finish)
 
-    def forward(self, *args: Any, labels=None, num_items_in_batch=None, **inputs: Any):
+    def forward(
+        self, *args: Any, labels=None, num_items_in_batch=None, label_positions=None, **inputs: Any
+    ):
         if labels is None:
             return plain(*args, **inputs)
         inputs |= {"use_cache": False}  # with a cache, packed rows would not be kept apart
         if not known:
             return plain(*args, labels=labels, num_items_in_batch=num_items_in_batch, **inputs)
         inputs.pop("return_dict", None)
-        where = labelled(labels)
+        where = labelled(labels, label_positions)
         hidden = decoder(*args, **inputs)[0]
         loss = answer_loss(
             hidden, labels, output_layer(self), count=num_items_in_batch, finish=finish, where=where

@@ -319,3 +319,17 @@ def test_gradients_of_later_passes_are_added_up():
     # the gradients so far are there in the second forward pass, 4 bytes a parameter
     more = twice.moments["forward"] - once.moments["forward"]
     assert more == pytest.approx(4 * once.parameters / GIB, rel=0.01)
+
+
+def test_older_torch_copies_shared_keys_and_values_of_packed_rows():
+    """Before 2.13 attention over packed rows took as many key heads as query heads."""
+    recipe = Recipe(packing=True, max_length=2048, batch_size=2)
+    before, now = (
+        estimate("llama-3.2-1b", recipe, torch_version=version).allocated_gib
+        for version in ("2.11.0", "2.13.0+cpu")
+    )
+    one_layer = 2 * 2 * 2048 * 2048 * 2 / 2**30  # keys, values: 2 x 2048 tokens x width in bf16
+    assert before - now == pytest.approx(16 * one_layer, rel=0.02)
+    padded = recipe.replace(packing=False)
+    assert len({estimate("llama-3.2-1b", padded, torch_version=v).allocated_gib
+                for v in ("2.11.0", "2.13.0")}) == 1  # fmt: skip

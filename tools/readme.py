@@ -38,16 +38,19 @@ def measured(results: Path = ROOT / "benchmarks" / "results") -> str:
     lines = ["", "| | measured |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
     device = f"{first['device']}, torch {first['versions']['torch']}"
     lines += ["", f"({device}; transformers {first['versions']['transformers']}.)", ""]
-    parts = [lines, gpu_table(results), [memory_line(results)], claims_table(results)]
+    parts = [lines, gpu_table(results), [memory_line(results)], [plans_line(results)]]
+    parts.append(claims_table(results))
     return "\n\n".join("\n".join(part) for part in parts).replace("\n\n\n", "\n\n")
 
 
 def gpu_table(results: Path) -> list[str]:
-    """Tokens a second and memory of our step and Unsloth's, from one run on one card."""
+    """Tokens a second and memory of our step and Unsloth's; whether all are of one run."""
     peers = json.loads((results / "peers_h200.json").read_text(encoding="utf-8"))
     found = {(r["system"], r["method"], r["checkpointing"]): r for r in peers["rows"]}
     about = f"The same code on one {peers['device']}: LoRA of a 7B shape, 4 x 1,024 tokens a step"
-    lines = [f"{about}, beside Unsloth {peers['versions']['unsloth']} in the same run:", ""]
+    runs = len({row.get("run") for row in peers["rows"] if row["system"] in ("ours", "unsloth")})
+    when = "in the same run" if runs == 1 else "(rows of two runs: the result file says which)"
+    lines = [f"{about}, beside Unsloth {peers['versions']['unsloth']} {when}:", ""]
     lines += ["| | tokens/s | GiB | Unsloth | GiB |", "|---|---|---|---|---|"]
     for (system, method, checkpointing), row in found.items():
         peer = found[("unsloth", method, checkpointing)]
@@ -67,13 +70,25 @@ def memory_line(results: Path) -> str:
     grid = json.loads((results / "vram_grid.json").read_text(encoding="utf-8"))
     found = grid["summary"]
     parts = [
-        f"{tier} {found[tier]['mean_error']:.1f} % on average, {found[tier]['worst_error']:+.1f} % "
+        f"{tier} {found[tier]['mean_error']:.2f} % on average, {found[tier]['worst_error']:+.2f} % "
         f"at worst ({found[tier]['rows']} runs)"
         for tier in ("allocated", "reserved", "process")
     ]
     return (
         f"Memory calculated from the config alone, against runs on one {grid['device']} that "
         f"nothing was fitted to: {'; '.join(parts)}."
+    )
+
+
+def plans_line(results: Path) -> str:
+    """Whether the planned recipes fit the cards that they were planned for."""
+    made = json.loads((results / "vram_plans.json").read_text(encoding="utf-8"))
+    kinds = [row["kind"] for row in made["rows"] if "fits" in row]
+    cards = sorted(row["card_gib"] for row in made["rows"] if row["kind"] == "plan")
+    return (
+        f"{made['summary']['fitted']} of {len(kinds)} recipes, {kinds.count('plan')} planned for "
+        f"cards of {cards[0]:.0f} to {cards[-1]:.0f} GiB and {kinds.count('preset')} presets, "
+        f"trained in a process of one {made['device']} that was held to the card's memory."
     )
 
 

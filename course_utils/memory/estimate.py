@@ -109,6 +109,7 @@ def estimate(
     length: int | None = None,
     device: str = "cuda",
     labelled: float = 1.0,
+    torch_version: str | None = None,
 ) -> Estimate:
     """What `training.run` will take of memory, without running anything.
 
@@ -116,9 +117,12 @@ def estimate(
     default the recipe's pack_length or max_length, or less where the model reads no more.
     device: "cuda" for one NVIDIA GPU; "cpu" for the resident memory of the process.
     labelled: share of positions that are scored (answers only: less than 1).
+    torch_version: of the machine that trains; default the one here.
     Raises CourseError for what is not known or cannot run.
     """
-    job = make_job(model, recipe, length=length, labelled=labelled)
+    job = make_job(
+        model, recipe, length=length, labelled=labelled, torch_version=torch_version
+    )  # fmt: skip
     if device == "cpu":
         from .cpu import estimate_cpu
 
@@ -130,8 +134,9 @@ def estimate(
 
 
 def make_job(
-    model: Any, recipe: Recipe, *, length: int | None = None, labelled: float = 1.0
-) -> Job:
+    model: Any, recipe: Recipe, *, length: int | None = None, labelled: float = 1.0,
+    torch_version: str | None = None,
+) -> Job:  # fmt: skip
     """Shape, recipe and length, checked."""
     shape = shape_of(model)
     if length is None:
@@ -140,17 +145,18 @@ def make_job(
     if not isinstance(length, int) or isinstance(length, bool) or length < 2:
         raise CourseError(f"length is {length!r} and must be a whole number of at least 2 tokens.")
     precision = "bf16" if recipe.precision == "auto" else recipe.precision
-    job = Job(shape, recipe, length, labelled, _torch_at_least(2, 13), precision)
+    varlen_gqa = _torch_at_least(torch_version, 2, 13)
+    job = Job(shape, recipe, length, labelled, varlen_gqa, precision)
     job.check()
     return job
 
 
-def _torch_at_least(*wanted: int) -> bool:
+def _torch_at_least(version: str | None, *wanted: int) -> bool:
     try:
-        found = importlib.metadata.version("torch").split("+")[0].split(".")
+        found = version or importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
         return False
-    return tuple(int(part) for part in found[:2]) >= wanted
+    return tuple(int(part) for part in found.split("+")[0].split(".")[:2]) >= wanted
 
 
 # ----------------------------------------------------------------------- the run, written down
