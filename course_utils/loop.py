@@ -264,7 +264,7 @@ def arguments(recipe: Recipe, folder: Path, place: torch.device, precision: str)
         data_seed=recipe.seed,
         remove_unused_columns=False,
         dataloader_pin_memory=place.type == "cuda",
-        accelerator_config={"non_blocking": True},  # copies to the GPU are not waited for
+        accelerator_config={"non_blocking": place.type == "cuda"},  # copies are not waited for
         disable_tqdm=True,
         report_to="none",
     )
