@@ -66,6 +66,28 @@ def grade_all(answers: Sequence[str], conversations: Sequence[Conversation]) -> 
     ]
 
 
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """Unbiased estimate of pass@k: the chance that at least one of k answers to a task is right.
+
+    The share of all choices of k among the drawn answers that hold a right one (Chen et al. 2021,
+    arXiv:2107.03374, eq. 1); average it over the tasks. 1 - (1 - correct / samples)^k instead
+    would be too low on average.
+
+    Args:
+        samples: answers drawn for this task, at least k.
+        correct: how many of them are right.
+        k: answers that may be tried.
+
+    Raises:
+        CourseError: not 0 <= correct <= samples, or not 1 <= k <= samples.
+    """
+    if not 0 <= correct <= samples:
+        raise CourseError(f"correct is {correct}: give a number from 0 to samples ({samples}).")
+    if not 1 <= k <= samples:
+        raise CourseError(f"k is {k}: give a number from 1 to samples ({samples}), or draw more.")
+    return 1 - math.comb(samples - correct, k) / math.comb(samples, k)
+
+
 def check_of(conversation: Conversation) -> Check:
     """Return the conversation's check, or raise a CourseError that says what is wrong with it."""
     check = conversation.info.get("check")

@@ -116,7 +116,7 @@ def test_a_changed_file_is_read_anew(tmp_path, grid, results):
 
 def test_an_installed_package_has_no_figures(tmp_path, grid):
     grid(tmp_path / "site-packages" / "benchmarks" / "vram_grid.json")
-    with pytest.raises(CourseError, match="clone of the course's repository"):
+    with pytest.raises(CourseError, match="clone its repository"):
         memory.measured("preset-small")
 
 

@@ -1,5 +1,7 @@
 """Grading: strict where the docs say strict, forgiving only where they say so."""
 
+import itertools
+
 import pytest
 
 from course_utils import scoring
@@ -139,3 +141,36 @@ def test_a_malformed_check_is_an_error_in_one_sentence(check):
 def test_a_conversation_without_a_check_is_an_error():
     with pytest.raises(CourseError, match="cannot be graded"):
         grade("a", Conversation(asked(exact("a")).messages))
+
+
+def test_pass_at_k_is_the_share_of_choices_that_hold_a_right_answer():
+    for samples in range(1, 8):
+        for correct in range(samples + 1):
+            right = [True] * correct + [False] * (samples - correct)
+            for k in range(1, samples + 1):
+                choices = list(itertools.combinations(right, k))
+                share = sum(map(any, choices)) / len(choices)
+                assert scoring.pass_at_k(samples, correct, k) == pytest.approx(share)
+
+
+def test_pass_at_k_is_unbiased():
+    """Its mean over all outcomes of n draws is the true chance 1 - (1 - p)^k."""
+    p, n, k = 0.2, 6, 3
+    mean = sum(
+        p ** sum(drawn) * (1 - p) ** (n - sum(drawn)) * scoring.pass_at_k(n, sum(drawn), k)
+        for drawn in itertools.product((0, 1), repeat=n)
+    )
+    assert mean == pytest.approx(1 - (1 - p) ** k)
+
+
+def test_pass_at_k_copes_with_many_samples():
+    assert scoring.pass_at_k(100_000, 1, 10) == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "wrong"),
+    [((3, 4, 1), "correct"), ((3, -1, 1), "correct"), ((3, 1, 4), "k is"), ((3, 1, 0), "k is")],
+)
+def test_pass_at_k_names_the_wrong_number(numbers, wrong):
+    with pytest.raises(CourseError, match=wrong):
+        scoring.pass_at_k(*numbers)

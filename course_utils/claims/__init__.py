@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..results import RESULTS
 from . import guide_data, guide_memory, guide_settings
-from .figures import RESULTS, Figure, Measured, Ref
+from .figures import Figure, Measured, Ref
 from .ledger import KINDS, Claim, Ledger, Row, build, resolve
 from .rules import DEPENDS, FALSE, HOLDS, OFF, OPEN, Rule, Verdict, judge
 

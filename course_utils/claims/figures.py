@@ -15,7 +15,6 @@ from typing import Any
 
 from ..errors import CourseError
 
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 SHOWN_VERSIONS = ("torch", "transformers")
 
 
@@ -175,6 +174,11 @@ def peers(method: str, checkpointing: bool, key: str, system: str = "ours") -> R
 def packing(key: str) -> Ref:
     """A field of our row of `benchmarks/packing_gpu.py`: LoRA of a 7B, Alpaca's lengths."""
     return Ref("packing_h200", key, {"system": "ours"})
+
+
+def needed(key: str, name: str | None = None) -> Ref:
+    """A field of `benchmarks/data_needed.py`'s result, or of its row of this name."""
+    return Ref("data_needed", key, {"name": name} if name else None)
 
 
 def gib(what: str, *refs: Ref, **more: Any) -> Figure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .figures import Figure, cpu, percent, yes
+from .figures import Figure, cpu, needed, percent, times, yes
 from .ledger import Claim
 from .rules import (
     DEPENDS,
@@ -163,8 +163,16 @@ QUALITIES = (
     _open("3.1-forgetting", "1.2, 3.1", "full fine-tuning may forget what the model could, LoRA "
           "keeps it", QUALITY, "Loss on general text before and after, full against LoRA.",
           "quality"),
-    _open("2.1-overfitting", "2.1", "too few rows overfit", "data_needed",
-          "Training and held-out loss over the number of rows.", "quality"),
+    Claim(
+        "2.1-overfitting", "2.1", "quality", "too few rows overfit", at_least(2, implied=True),
+        (
+            times("held-out loss over training loss, 10 rows (twice as large would be overfitting)",
+                  needed("held_out_loss", "rows-10"), needed("training_loss", "rows-10")),
+            times("the same, all 260 rows, as many steps", needed("held_out_loss", "rows-260"),
+                  needed("training_loss", "rows-260"), judged=False),
+        ),
+        {HOLDS: "Few rows are soon known by heart, and what is learnt is those rows."},
+    ),
 )  # fmt: skip
 
 CLAIMS = (*STEPS, *SEARCH, *RULES, *QUALITIES)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CourseError
-from .figures import RESULTS, Figure, Measured, files
+from ..results import RESULTS
+from .figures import Figure, Measured, files
 from .rules import DEPENDS, FALSE, HOLDS, OFF, OPEN, Rule, Verdict, judge
 
 KINDS = (HOLDS, OFF, DEPENDS, FALSE, OPEN)
@@ -184,11 +185,11 @@ def resolve(claim: Claim, results: Path = RESULTS) -> Row:
 def build(claims: Iterable[Claim], results: Path) -> Ledger:
     """The ledger of these claims, with the results of this folder.
 
-    Raises CourseError where the folder is not there: an installed package comes without it.
+    Raises CourseError where the folder is not there.
     """
     if not results.is_dir():
         raise CourseError(
-            f"The folder {results} is not here, and the ledger reads its figures from it: clone "
-            "the course's repository and run `python -m course_utils claims` in it."
+            f"The folder {results} is not here, and the ledger reads its figures from it: install "
+            "the course again, or clone its repository."
         )
     return Ledger(tuple(resolve(claim, results) for claim in claims))

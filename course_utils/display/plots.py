@@ -147,7 +147,10 @@ def plot_memory(
         over = [limit_gib is not None and gib > limit_gib for gib in phases.values()]
         colors = [COLORS["bad" if too_much else "memory"] for too_much in over]
         bars = ax.barh(list(phases), list(phases.values()), 0.62, color=colors)
-        ax.bar_label(bars, fmt="%.2f GiB", padding=4, fontsize=8.5, color=COLORS["ink"])
+        ax.bar_label(
+            bars, fmt="%.2f GiB", padding=4, fontsize=8.5, color=COLORS["ink"], zorder=4,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},  # over the limit's line
+        )  # fmt: skip
         ax.set(xlabel="peak memory (GiB)")
         ax.set_xlim(0, 1.17 * max([*phases.values(), limit_gib or 0, 1e-3]))
         _finish_bars(ax)

@@ -19,8 +19,9 @@ from typing import Any
 from .. import recipes
 from ..errors import CourseError
 from ..recipes import METHODS, Recipe
+from ..results import RESULTS
 
-GRID = Path(__file__).parents[2] / "benchmarks" / "results" / "vram_grid.json"
+GRID = RESULTS / "vram_grid.json"
 MADE_BY = {
     "train": "training.run",
     "plain": "transformers' Trainer",
@@ -103,8 +104,8 @@ def _read() -> dict[str, Any]:
     """The results file, as it is now."""
     if not GRID.is_file():
         raise CourseError(
-            f"The measured figures are not here ({GRID}): they come with a clone of the course's "
-            "repository, not with the installed package."
+            f"The measured figures are not here ({GRID}): install the course again, or clone its "
+            "repository."
         )
     return _parsed(GRID, GRID.stat().st_mtime_ns)
 
