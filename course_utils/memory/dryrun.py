@@ -146,7 +146,7 @@ def _chunk(weight: Tensor):
     return make
 
 
-def _all_labelled(labels: Tensor) -> tuple[Tensor, Tensor]:
+def _all_labelled(labels: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Every position but a row's last: which ones cannot be asked of a tensor without numbers."""
     count = labels.shape[0] * (labels.shape[1] - 1)
     return torch.empty(count, dtype=torch.int64), torch.empty(count, dtype=torch.int64)
