@@ -91,6 +91,7 @@ def kernel_environment(root: Path = ROOT) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "GOMP_SPINCOUNT": "10000",  # see compat: here for notebooks that import torch first
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     }
 
