@@ -129,7 +129,8 @@ def perplexity(attempt: Any) -> None:
         "is exp of minus the loss, a mean probability: the sign is wrong": math.exp(-mean),
     }
     for off, value in known.items():
-        expect(not _near(got, value), f"the perplexity {off}")
+        if not _near(value, math.exp(mean)):  # one long text can make a wrong way right
+            expect(not _near(got, value), f"the perplexity {off}")
     same_number(got, math.exp(mean), "the perplexity", look="what you divide by")
 
 
