@@ -31,8 +31,8 @@ CARDS = (6, 8, 10, 12, 16, 24, 32, 40, 48, 80, 96, 141, 180)  # GiB that cards a
 # the rows of "ours" for the fast layers, those of TRL for the stock ones.  Full fine-tuning is no
 # row there: it does half as much arithmetic again as LoRA (6 instead of 4 flop a weight and token).
 SECONDS = {
-    "fast": {("lora", False): 0.2182, ("lora", True): 0.2833,
-             ("qlora", False): 0.2308, ("qlora", True): 0.2918},
+    "fast": {("lora", False): 0.2083, ("lora", True): 0.2698,
+             ("qlora", False): 0.2155, ("qlora", True): 0.2918},
     "stock": {("lora", False): 0.3896, ("lora", True): 0.5429,
               ("qlora", False): 0.3700, ("qlora", True): 0.5333},
 }  # fmt: skip
