@@ -118,6 +118,7 @@ def without_walks(model: nn.Module) -> Iterator[list[nn.Parameter]]:
         for parameter in trained:
             parameter.grad = None
 
+    walk()  # once: a loaded model's layers are in evaluation mode, whatever its wrapper says
     model.train, model.zero_grad = train, zero_grad
     try:
         yield trained

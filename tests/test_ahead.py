@@ -97,3 +97,12 @@ def test_walks_are_left_out_and_the_model_ends_as_it_was():
         model.train()  # in that mode already: the layer's own choice stays
         assert not layer.training
     assert "train" not in vars(model) and "zero_grad" not in vars(model)
+
+
+def test_a_model_in_evaluation_mode_is_trained_in_training_mode():
+    """A wrapper says `training` of itself while the layers inside it are loaded for evaluation."""
+    model = adapted()
+    model.eval()
+    model.training = True
+    with without_walks(model):
+        assert all(module.training for module in model.modules())

@@ -40,6 +40,8 @@ class SmallCard(TrainerCallback):
             if not model.training or "labels" not in inputs:
                 return
             step, rows = state.global_step, inputs["input_ids"].shape[0]
+            if "row_starts" in inputs:  # rows of several lengths stand behind each other
+                rows = len(inputs["row_starts"]) - 1
             late = step >= self.since and done.get(step, 0) >= self.microbatch
             done[step] = done.get(step, 0) + 1
             self.seen.append((step, rows))
