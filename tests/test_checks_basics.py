@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
+from check_contract import CheckContract
 
-from course_utils import checks
-from course_utils.checks import NotYet, basics
-
-ROUNDS = 5
-
-
-def stub(*_: Any) -> Any:
-    raise NotImplementedError
+from course_utils.checks import basics
 
 
 def greedy(model, ids, stop, limit):
@@ -147,37 +139,9 @@ WRONG: list[tuple[str, Callable, str]] = [
 ]
 
 
-def the(name: str) -> Callable:
-    return getattr(basics, name)
-
-
-def test_all_checks_are_tested() -> None:
-    found = {name for name in checks.all_checks() if name.startswith("basics.")}
-    assert found == {f"basics.{name}" for name in RIGHT}
-    assert {name for name, _, _ in WRONG} == set(RIGHT)
-
-
-@pytest.mark.parametrize("name", RIGHT)
-def test_right_answers_pass(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for _ in range(ROUNDS):
-        the(name)(RIGHT[name])
-    assert capsys.readouterr().out.count("Right: ") == ROUNDS
-
-
 def test_torchs_own_cross_entropy_passes() -> None:
     basics.cross_entropy(F.cross_entropy)
 
 
-@pytest.mark.parametrize("name", RIGHT)
-def test_a_stub_is_not_done_yet(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    the(name)(stub)
-    assert capsys.readouterr().out.startswith("Not done yet: stub.")
-
-
-@pytest.mark.parametrize(
-    ("name", "attempt", "said"), [pytest.param(*c, id=f"{c[0]}-{i}") for i, c in enumerate(WRONG)]
-)
-def test_wrong_answers_are_explained(name: str, attempt: Callable, said: str) -> None:
-    for _ in range(ROUNDS):
-        with pytest.raises(NotYet, match=f"(?i){said}"):
-            the(name)(attempt)
+class TestBasics(CheckContract):
+    topic, right, wrong = basics, RIGHT, WRONG

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
+from check_contract import CheckContract
 
-from course_utils import checks
-from course_utils.checks import NotYet, data
-
-ROUNDS = 5
-
-
-def stub(*_: Any) -> Any:
-    raise NotImplementedError
-
+from course_utils.checks import data
 
 # ------------------------------------------------------------- answers, right and wrong
 
@@ -297,42 +290,8 @@ WRONG: dict[str, list[tuple[Callable[..., Any], str]]] = {
     ],
 }  # fmt: skip
 
-CASES = [
-    pytest.param(name, attempt, text, id=f"{name}-{number}")
-    for name, cases in WRONG.items()
-    for number, (attempt, text) in enumerate(cases)
-]
+CASES = [(name, a, re.escape(text)) for name, cases in WRONG.items() for a, text in cases]
 
 
-def test_every_check_of_the_chapter_is_tested() -> None:
-    known = {name.partition(".")[2] for name in checks.all_checks() if name.startswith("data.")}
-    assert known == set(RIGHT) == set(WRONG)
-
-
-@pytest.mark.parametrize("name", RIGHT)
-def test_the_right_answer(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for _ in range(ROUNDS):
-        getattr(data, name)(RIGHT[name])
-    lines = set(capsys.readouterr().out.splitlines())
-    assert len(lines) == 1 and lines.pop().startswith("Right: ")
-
-
-@pytest.mark.parametrize("name", RIGHT)
-def test_the_stub(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    getattr(data, name)(stub)
-    assert capsys.readouterr().out.startswith("Not done yet: stub.")
-
-
-@pytest.mark.parametrize(("name", "attempt", "text"), CASES)
-def test_a_wrong_answer(name: str, attempt: Callable[..., Any], text: str) -> None:
-    for _ in range(ROUNDS):
-        with pytest.raises(NotYet) as caught:
-            getattr(data, name)(attempt)
-        assert text in str(caught.value).lower()
-
-
-@pytest.mark.parametrize("name", RIGHT)
-@pytest.mark.parametrize("constant", [None, 0, 1.0, "", [], torch.zeros(2, 3)], ids=repr)
-def test_a_constant_is_never_right(name: str, constant: Any) -> None:
-    with pytest.raises(NotYet):
-        getattr(data, name)(lambda *_: constant)
+class TestData(CheckContract):
+    topic, right, wrong = data, RIGHT, CASES

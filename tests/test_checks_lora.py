@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from check_contract import CheckContract
 
-from course_utils import checks
-from course_utils.checks import NotYet, lora
-
-ROUNDS = 5
-
-
-def stub(*_: Any) -> Any:
-    raise NotImplementedError
+from course_utils.checks import lora
 
 
 def size(shapes, rank, layers):
@@ -216,23 +209,6 @@ WRONG: list[tuple[str, Callable, str]] = [
 ]
 
 
-def the(name: str) -> Callable:
-    return getattr(lora, name)
-
-
-def test_all_checks_are_tested() -> None:
-    found = {name for name in checks.all_checks() if name.startswith("lora.")}
-    assert found == {f"lora.{name}" for name in RIGHT}
-    assert {name for name, _, _ in WRONG} == set(RIGHT)
-
-
-@pytest.mark.parametrize("name", RIGHT)
-def test_right_answers_pass(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for _ in range(ROUNDS):
-        the(name)(RIGHT[name])
-    assert capsys.readouterr().out.count("Right: ") == ROUNDS
-
-
 @pytest.mark.parametrize("power", [0.0, 1.0])
 def test_singular_values_may_go_to_either_side(power: float) -> None:
     def attempt(update, rank):
@@ -242,16 +218,5 @@ def test_singular_values_may_go_to_either_side(power: float) -> None:
     lora.best_adapter(attempt)
 
 
-@pytest.mark.parametrize("name", RIGHT)
-def test_a_stub_is_not_done_yet(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    the(name)(stub)
-    assert capsys.readouterr().out.startswith("Not done yet: stub.")
-
-
-@pytest.mark.parametrize(
-    ("name", "attempt", "said"), [pytest.param(*c, id=f"{c[0]}-{i}") for i, c in enumerate(WRONG)]
-)
-def test_wrong_answers_are_explained(name: str, attempt: Callable, said: str) -> None:
-    for _ in range(ROUNDS):
-        with pytest.raises(NotYet, match=f"(?is){said}"):
-            the(name)(attempt)
+class TestLora(CheckContract):
+    topic, right, wrong = lora, RIGHT, WRONG

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-import pytest
 import torch
+from check_contract import CheckContract
 
-from course_utils import checks
-from course_utils.checks import NotYet, qlora
-
-ROUNDS = 5
-
-
-def stub(*_: Any) -> Any:
-    raise NotImplementedError
+from course_utils.checks import qlora
 
 
 class FrozenStub(torch.autograd.Function):
@@ -308,23 +300,6 @@ WRONG: list[tuple[str, Callable, str]] = [
 ]  # fmt: skip
 
 
-def the(name: str) -> Callable:
-    return getattr(qlora, name)
-
-
-def test_all_checks_are_tested() -> None:
-    found = {name for name in checks.all_checks() if name.startswith("qlora.")}
-    assert found == {f"qlora.{name}" for name in RIGHT}
-    assert {name for name, _, _ in WRONG} == set(RIGHT)
-
-
-@pytest.mark.parametrize("name", RIGHT)
-def test_right_answers_pass(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for _ in range(ROUNDS):
-        the(name)(RIGHT[name])
-    assert capsys.readouterr().out.count("Right: ") == ROUNDS
-
-
 def test_keeping_the_input_too_is_no_mistake() -> None:
     qlora.frozen_linear(WithX)
 
@@ -340,16 +315,6 @@ def test_bitsandbytes_own_encoding_passes() -> None:
     assert torch.equal(mine, packed.flatten()) and torch.equal(scale, state.absmax[0])
 
 
-@pytest.mark.parametrize("name", RIGHT)
-def test_a_stub_is_not_done_yet(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    the(name)(FrozenStub if name == "frozen_linear" else stub)
-    assert capsys.readouterr().out.startswith("Not done yet: ")
-
-
-@pytest.mark.parametrize(
-    ("name", "attempt", "said"), [pytest.param(*c, id=f"{c[0]}-{i}") for i, c in enumerate(WRONG)]
-)
-def test_wrong_answers_are_explained(name: str, attempt: Callable, said: str) -> None:
-    for _ in range(ROUNDS):
-        with pytest.raises(NotYet, match=f"(?i){said}"):
-            the(name)(attempt)
+class TestQlora(CheckContract):
+    topic, right, wrong = qlora, RIGHT, WRONG
+    stubs = {"frozen_linear": FrozenStub}
