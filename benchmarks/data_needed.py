@@ -1,9 +1,9 @@
 """How many rows a task takes: the first chapter's tickets, learnt from 0, 10, 30, 100 or all rows.
 
-    python -m benchmarks.data_needed              # about 16 minutes on two idle cores
-    python -m benchmarks.data_needed jobs 7       # seven at a time, on a GPU
-    python -m benchmarks.data_needed one 30 1     # one training (30 rows, seed 1), kept in a file
-    python -m benchmarks.data_needed collect      # those found there to results/data_needed.json
+    python -m benchmarks.data_needed              # about 25 minutes on two idle cores
+    python -m benchmarks.data_needed --jobs 7     # seven at a time, on a GPU
+
+Trainings that results/data_needed.json holds already are not repeated.
 
 Every training takes the same number of steps, one pass over all rows: 10 rows are then seen 26
 times, all rows once. With equal *epochs* the small sets would get a few steps and fail for want of
@@ -14,11 +14,10 @@ the larger. Learning rate and rank are the first chapter's, and not tuned for ea
 
 from __future__ import annotations
 
-import itertools
+import argparse
 import json
 import random
 import statistics
-import sys
 import tempfile
 import time
 from datetime import date
@@ -29,22 +28,20 @@ from benchmarks import study
 from course_utils import quickstart, training
 from course_utils.report import versions
 
-SIZES, SEEDS = (10, 30, 100, -1), (0, 1)  # -1: all
+SIZES, SEEDS = (10, 30, 100, 260), (0, 1, 2)  # 260: all
 EVALUATE_EVERY = 22
 NEAR = 5  # points below the best mean score that still count as "enough"
-HERE = Path(__file__).parent
-PARTS, RESULTS = HERE.parent / "runs" / "data_needed.jsonl", HERE / "results" / "data_needed.json"
+RESULTS = Path(__file__).parent / "results" / "data_needed.json"
 Row = dict[str, Any]
 
 
-def train_one(count: int, seed: int) -> Row:
-    """Train on `count` rows (0: none, -1: all) and score on all held-out messages."""
-    data = quickstart.load_data()
+def train_one(case: Row) -> Row:
+    """Train on so many rows (0: not at all) and score on all held-out messages."""
+    data, count, seed = quickstart.load_data(), case["rows"], case["seed"]
     base, tokenizer = quickstart.load_base()
     if count == 0:
         score = quickstart.score(base, tokenizer, data)
-        return {"rows": 0, "seed": seed, "score_percent": 100 * score.value}
-    count = len(data.train) if count < 0 else count
+        return case | {"score_percent": 100 * score.value}
     rows = random.Random(seed).sample(data.train, len(data.train))[:count]
     batch = quickstart.RECIPE.batch_size
     recipe = quickstart.RECIPE.replace(
@@ -57,9 +54,7 @@ def train_one(count: int, seed: int) -> Row:
         )
     held_out = [loss for _, loss in run.report.validation_losses]
     last = [point["loss"] for point in run.report.losses[-10:]]
-    return {
-        "rows": count,
-        "seed": seed,
+    return case | {
         "steps": run.report.steps,
         "epochs": round(run.report.steps * batch / count, 2),
         "score_percent": 100 * quickstart.score(run.model, tokenizer, data).value,
@@ -107,33 +102,20 @@ def collect(trainings: list[Row]) -> Row:
     }
 
 
-def keep(row: Row) -> None:
-    """Keep a training's row at once."""
-    PARTS.parent.mkdir(exist_ok=True)
-    with PARTS.open("a", encoding="utf-8", newline="\n") as file:
-        file.write(json.dumps(row) + "\n")
-    print(json.dumps(row), flush=True)
-
-
-def write() -> None:
-    """All trainings found so far, as the result that the course reads."""
-    found = [json.loads(line) for line in PARTS.read_text(encoding="utf-8").splitlines()]
-    text = json.dumps(collect(found), indent=1) + "\n"
-    RESULTS.write_text(text, encoding="utf-8", newline="\n")
-
-
-def main(arguments: list[str]) -> None:
-    """One training, the collection of all, or everything."""
-    if arguments[:1] == ["one"]:
-        keep(train_one(int(arguments[1]), int(arguments[2])))
-        return
-    if arguments[:1] != ["collect"]:
-        PARTS.unlink(missing_ok=True)
-        cases = [(0, 0), *itertools.product(SIZES, SEEDS)]
-        jobs = int(arguments[1]) if arguments[:1] == ["jobs"] else 1
-        study.run(train_one, cases, jobs, keep)
-    write()
+def main() -> None:
+    """The trainings that the results lack, collected after each."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at once")
+    cases = [{"rows": 0, "seed": 0}]
+    cases += [{"rows": size, "seed": seed} for size in SIZES for seed in SEEDS]
+    made = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    rows = made.get("trainings", [])
+    for row in study.in_processes(train_one, study.missing(cases, rows), parser.parse_args().jobs):
+        rows.append(row)
+        text = json.dumps(collect(rows), indent=1) + "\n"
+        RESULTS.write_text(text, encoding="utf-8", newline="\n")
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -9,16 +9,14 @@ and on `sets.general_text` (all tokens), which no run trains on.  One seed.
 
 from __future__ import annotations
 
-import json
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from course_utils import evaluation, memory, models, quickstart, sets, training
+from benchmarks import study
+from course_utils import evaluation, models, quickstart, sets, training
 from course_utils.recipes import Recipe
-from course_utils.report import versions
 
 STEPS, POINTS, TICKETS = 32, (8, 16, 32), 32
 BASE = Recipe(
@@ -52,8 +50,9 @@ class Watch(TrainerCallback):
             self.look(state.global_step, model)
 
 
-def measure(name: str) -> dict[str, Any]:
+def measure(case: dict[str, Any]) -> dict[str, Any]:
     """One run with its losses at step 0 and at the points."""
+    name = case["name"]
     tokenizer = models.load_tokenizer()
     watch = Watch(tokenizer)
     watch.look(0, quickstart.load_base()[0])
@@ -70,20 +69,9 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    rows = []
-    for name in RUNS:
-        rows.append(measure(name))
-        print(name, rows[-1]["points"], flush=True)
-        shared = {
-            "made_by": "benchmarks/forgetting.py",
-            "device": memory.device_name("cpu"),
-            "date": date.today().isoformat(),
-            "versions": versions(),
-            "tickets": TICKETS,
-            "general_texts": len(sets.general_text()),
-        }
-        text = json.dumps({**shared, "rows": rows}, indent=1)
-        RESULTS.write_text(text + "\n", encoding="utf-8", newline="\n")
+    """The runs that the file lacks, each in a process of its own."""
+    about = {"tickets": TICKETS, "general_texts": len(sets.general_text())}
+    study.run(RESULTS, measure, [{"name": name} for name in RUNS], **about)
 
 
 if __name__ == "__main__":

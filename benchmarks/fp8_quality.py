@@ -15,33 +15,27 @@ import argparse
 import json
 import statistics
 import tempfile
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import study
-from course_utils import evaluation, memory, models, quickstart, training
-from course_utils.report import versions
+from course_utils import evaluation, models, quickstart, training
 
 RESULTS = Path(__file__).parent / "results" / "fp8_quality.json"
 Row = dict[str, Any]
 
 
-def measure(seed: int, base_precision: str) -> Row:
+def measure(case: Row) -> Row:
     """Train with one seed and one kind of frozen weights, and judge the result."""
     data = quickstart.load_data()
-    recipe = quickstart.RECIPE.replace(
-        seed=seed, precision="bf16", base_precision=base_precision, evaluate_every=None
-    )
+    recipe = quickstart.RECIPE.replace(precision="bf16", evaluate_every=None, **case)
     model, tokenizer = models.load(dtype=torch.bfloat16), models.load_tokenizer()
     with tempfile.TemporaryDirectory() as folder:
         run = training.run(recipe, data.train, model=model, tokenizer=tokenizer, output_dir=folder)
     rows = data.validation + data.held_out
-    return {
-        "seed": seed,
-        "base_precision": base_precision,
+    return case | {
         "held_out_loss": round(evaluation.held_out_loss(run.model, tokenizer, rows), 5),
         "score": round(quickstart.score(run.model, tokenizer, data).value, 4),
         "train_loss": run.report.losses[-1]["loss"],
@@ -73,17 +67,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once")
-    given, data, rows = parser.parse_args(), quickstart.load_data(), []
-    cases = [(seed, base) for seed in range(given.seeds) for base in ("auto", "fp8")]
-    study.run(measure, cases, given.jobs, lambda row: (rows.append(row), print(json.dumps(row))))
-    rows.sort(key=lambda row: (row["seed"], row["base_precision"]))
-    result = {
-        "device": memory.device_name(models.device()), "date": date.today().isoformat(),
-        "versions": versions(), "rows_held_out": len(data.validation) + len(data.held_out),
-        "questions": len(data.held_out), "summary": summary(rows), "rows": rows,
+    given, data = parser.parse_args(), quickstart.load_data()
+    about = {
+        "rows_held_out": len(data.validation) + len(data.held_out), "questions": len(data.held_out)
     }  # fmt: skip
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8", newline="\n")
-    print(json.dumps(result["summary"], indent=1))
+    cases = [{"seed": seed, "base_precision": base} for seed in range(given.seeds)
+             for base in ("auto", "fp8")]  # fmt: skip
+    rows = study.run(RESULTS, measure, cases, jobs=given.jobs, **about)
+    study.write(RESULTS, rows, **about, summary=summary(rows))
+    print(json.dumps(summary(rows), indent=1))
 
 
 if __name__ == "__main__":

@@ -12,12 +12,8 @@ far two runs of one recipe lie apart.  Each run is a process of its own: so is i
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +21,9 @@ from peft import PeftModel
 from torch import nn
 from transformers import TrainerCallback
 
-from course_utils import evaluation, memory, models, quickstart, training
+from benchmarks import study
+from course_utils import evaluation, models, quickstart, training
 from course_utils.precision import DTYPES, choose_precision
-from course_utils.report import versions
 
 STEPS = 60
 METHODS, SEEDS = ("lora", "qlora"), (0, 1, 2)
@@ -92,51 +88,13 @@ def merged(run: training.Run):
     yield "requantized", run.model.merge_and_unload()
 
 
-def known() -> list[Row]:
-    """The rows that were measured before, in as many steps."""
-    if not RESULTS.is_file():
-        return []
-    made = json.loads(RESULTS.read_text(encoding="utf-8"))
-    return made["rows"] if made["recipe"] == RECIPE.to_dict() else []
-
-
-def write(rows: list[Row]) -> None:
-    """The results so far."""
-    result = {
-        "device": memory.device_name(models.device()),
-        "date": date.today().isoformat(),
-        "versions": versions(),
-        "recipe": RECIPE.to_dict(),
-        "questions": len(quickstart.load_data().held_out),
-        "rows": rows,
-    }
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8", newline="\n")
-
-
-def in_a_process(case: Row) -> Row:
-    """`measure` in a fresh Python; its last line is the row."""
-    command = [sys.executable, "-m", "benchmarks.qlora_study", "--case", json.dumps(case)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{case} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main() -> None:
     """Measure what is missing, and keep each row as soon as it is there."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--runs", type=int, help="stop after so many")
-    parser.add_argument("--case", type=json.loads, help="measure this one and print its row")
-    given = parser.parse_args()
-    if given.case:
-        print(json.dumps(measure(given.case)))
-        return
-    rows = known()
-    missing = [case for case in cases() if not any(case.items() <= row.items() for row in rows)]
-    for case in missing[: given.runs]:
-        rows.append(in_a_process(case))
-        write(rows)
-        print(json.dumps(rows[-1]), flush=True)
+    most = parser.parse_args().runs
+    about = {"recipe": RECIPE.to_dict(), "questions": len(quickstart.load_data().held_out)}
+    study.run(RESULTS, measure, cases(), most=most, **about)
 
 
 if __name__ == "__main__":

@@ -2,22 +2,74 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from datetime import date
+from pathlib import Path
 from typing import Any
 
+from course_utils import memory, models
+from course_utils.report import versions
+
 Row = dict[str, Any]
+Measure = Callable[[Row], Row]
 
 
 def run(
-    measure: Callable[..., Row], cases: Iterable[tuple], jobs: int, keep: Callable[[Row], None]
-) -> None:
-    """`keep(measure(*case))` for all cases, `jobs` at a time, each in a fresh Python.
+    path: Path, measure: Measure, cases: Sequence[Row], *, jobs: int = 1, most: int | None = None,
+    **about: Any,
+) -> list[Row]:  # fmt: skip
+    """Measure those of `cases` that the file at `path` lacks, and write it after each.
 
-    jobs: 1 on two CPU cores; on a GPU several small models train beside each other.
+    measure: the fields of a case -> these and what was found, ready for JSON.  jobs: trainings at
+    once: 1 on two CPU cores; on a GPU several small models train beside each other.  most: how many
+    cases this time.  about: stands above the rows; a file that says otherwise is begun anew.
+    Returns all rows, in the order of `cases`.
+    """
+    rows = known(path, about)
+    for row in in_processes(measure, missing(cases, rows)[:most], jobs):
+        rows.append(row)
+        rows.sort(key=lambda row: next(i for i, case in enumerate(cases) if _of(row, case)))
+        write(path, rows, **about)
+        print(json.dumps(row), flush=True)
+    return rows
+
+
+def in_processes(measure: Measure, cases: Sequence[Row], jobs: int = 1) -> Iterator[Row]:
+    """`measure` of each case in a fresh Python, `jobs` at a time, as they come.
+
+    So the peak memory of a row is its own.
     """
     fresh = {"mp_context": multiprocessing.get_context("spawn"), "max_tasks_per_child": 1}
     with ProcessPoolExecutor(jobs, **fresh) as pool:
-        for done in as_completed([pool.submit(measure, *case) for case in cases]):
-            keep(done.result())
+        for done in as_completed([pool.submit(measure, case) for case in cases]):
+            yield done.result()
+
+
+def missing(cases: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
+    """The cases that no row is of."""
+    return [case for case in cases if not any(_of(row, case) for row in rows)]
+
+
+def known(path: Path, about: Row) -> list[Row]:
+    """The rows that were measured before, if the same stands above them."""
+    if not path.is_file():
+        return []
+    made = json.loads(path.read_text(encoding="utf-8"))
+    return made["rows"] if all(made.get(name) == value for name, value in about.items()) else []
+
+
+def write(path: Path, rows: Sequence[Row], **about: Any) -> None:
+    """The rows, and above them the device, date and versions, and `about`."""
+    facts = {
+        "device": memory.device_name(models.device()), "date": date.today().isoformat(),
+        "versions": versions(),
+    }  # fmt: skip
+    text = json.dumps(facts | about | {"rows": list(rows)}, indent=1, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+def _of(row: Row, case: Row) -> bool:
+    return case.items() <= row.items()

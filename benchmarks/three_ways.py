@@ -14,19 +14,16 @@ measured by itself: a few steps of each way in turn, several rounds, and of each
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from course_utils import evaluation, memory, models, quickstart, sets, training
+from benchmarks import study
+from course_utils import evaluation, quickstart, sets, training
 from course_utils.recipes import Recipe
-from course_utils.report import versions
 
 LORA = quickstart.RECIPE.replace(evaluate_every=None)
 # An adapter bears steps thirty times as large as the weights themselves do.
@@ -73,8 +70,9 @@ def abilities(model: Any, tokenizer: Any) -> Row:
     }
 
 
-def measure(name: str) -> Row:
+def measure(case: Row) -> Row:
     """One way, or "base": the model as it comes."""
+    name = case["name"]
     if name == "base":
         return {"name": name, **abilities(*quickstart.load_base())}
     began = time.process_time()
@@ -110,43 +108,16 @@ def seconds_a_step() -> dict[str, float]:
     return {name: round(sum(steps) / len(steps), 3) for name, steps in fastest.items()}
 
 
-def add_times() -> None:
-    """Put the seconds of a step into the file's rows."""
-    result, times = json.loads(RESULTS.read_text(encoding="utf-8")), seconds_a_step()
-    for row in result["rows"]:
-        if row["name"] in times:
-            row["seconds_a_step"] = times[row["name"]]
-    write(result)
-
-
-def write(result: Row) -> None:
-    text = json.dumps(result, indent=1, ensure_ascii=False)
-    RESULTS.write_text(text + "\n", encoding="utf-8", newline="\n")
-
-
 def main() -> None:
-    """Each way in a process of its own."""
-    if sys.argv[1:] == ["--time"]:
-        add_times()
-        return
-    if len(sys.argv) > 1:
-        print(json.dumps(measure(sys.argv[1])))
-        return
-    rows = []
-    for name in ("base", *WAYS):
-        command = [sys.executable, "-m", "benchmarks.three_ways", name]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(json.dumps({k: v for k, v in rows[-1].items() if k != "losses"}), flush=True)
-    result = {
-        "device": memory.device_name(models.device()),
-        "date": date.today().isoformat(),
-        "versions": versions(),
-        "questions": len(quickstart.load_data().held_out),
-        "rows": rows,
-    }
-    write(result)
-    add_times()
+    """Each way in a process of its own, then the seconds of a step of all in one."""
+    if sys.argv[1:] != ["--time"]:
+        RESULTS.unlink(missing_ok=True)
+    cases = [{"name": name} for name in ("base", *WAYS)]
+    about = {"questions": len(quickstart.load_data().held_out)}
+    rows, times = study.run(RESULTS, measure, cases, **about), seconds_a_step()
+    rows = [row | {"seconds_a_step": times[row["name"]]} if row["name"] in times else row
+            for row in rows]  # fmt: skip
+    study.write(RESULTS, rows, **about)
 
 
 if __name__ == "__main__":

@@ -322,7 +322,8 @@ def test_a_stored_study_is_not_mixed_with_another(base, tmp_path):
 def test_optunas_plots_in_the_courses_look(base):
     import matplotlib
 
-    from course_utils.display.study import KINDS, plot_study
+    from course_utils.display import plot_study
+    from course_utils.display.study import KINDS
 
     finished = study(base.replace(max_steps=2), looks=2)
     with pytest.raises(CourseError, match="two trials at least"):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .plots import plot_losses, plot_memory, plot_scores
     from .quizzes import Quiz, quiz
     from .rows import Labels, plot_by_size, plot_groups, plot_layouts, show_labels
+    from .study import plot_study
     from .style import COLORS, course_style
     from .tables import ClaimsTable, SideBySide, claims_table, side_by_side
     from .tokens import plot_next_tokens, plot_surprise, plot_trade_off
@@ -44,6 +45,7 @@ _HOME = {
     "plot_groups": "rows",
     "plot_layouts": "rows",
     "show_labels": "rows",
+    "plot_study": "study",
     "COLORS": "style",
     "course_style": "style",
     "ClaimsTable": "tables",
@@ -84,6 +86,7 @@ __all__ = [
     "plot_next_tokens",
     "plot_scores",
     "plot_singular_values",
+    "plot_study",
     "plot_surprise",
     "plot_trade_off",
     "quiz",

@@ -1,0 +1,60 @@
+"""The studies' runner: each case in a process of its own, kept at once, and none measured twice."""
+
+import json
+import os
+
+import pytest
+
+from benchmarks import data_needed, fp8_quality, lora_study, qlora_study, study
+
+
+def measure(case):
+    if case["n"] == 3:
+        raise ValueError("three")
+    return case | {"square": case["n"] ** 2, "process": os.getpid()}
+
+
+def test_each_case_has_a_process_of_its_own_and_none_is_measured_twice(tmp_path):
+    path, cases = tmp_path / "made.json", [{"n": 1}, {"n": 2}]
+    first = study.run(path, measure, cases, most=1, steps=4)
+    rows = study.run(path, measure, cases, steps=4)
+    assert [row["square"] for row in rows] == [1, 4] and rows[0] == first[0]
+    assert len({row["process"] for row in rows} | {os.getpid()}) == 3
+    made = json.loads(path.read_text(encoding="utf-8"))
+    assert made["rows"] == rows and made["steps"] == 4
+    assert made["device"] and made["date"] and made["versions"]["torch"]
+
+
+def test_rows_made_in_another_way_are_not_kept(tmp_path):
+    path = tmp_path / "made.json"
+    study.write(path, [{"n": 1, "square": -1}], steps=4)
+    assert study.known(path, {"steps": 4}) and not study.known(path, {"steps": 5})
+
+
+def test_what_was_measured_before_an_error_is_kept(tmp_path):
+    path = tmp_path / "made.json"
+    with pytest.raises(ValueError, match="three"):
+        study.run(path, measure, [{"n": 2}, {"n": 3}])
+    assert [row["n"] for row in study.known(path, {})] == [2]
+
+
+@pytest.mark.parametrize("module", [lora_study, qlora_study])
+def test_shipped_rows_are_of_the_script_as_it_is(module):
+    rows = json.loads(module.RESULTS.read_text(encoding="utf-8"))["rows"]
+    assert not study.missing(module.cases(), rows)
+
+
+def test_all_sizes_and_seeds_of_the_curve_are_there():
+    made = json.loads(data_needed.RESULTS.read_text(encoding="utf-8"))["trainings"]
+    wanted = [{"rows": n, "seed": s} for n in data_needed.SIZES for s in data_needed.SEEDS]
+    assert not study.missing(wanted, made)
+
+
+def test_the_summary_of_fp8_compares_seed_by_seed():
+    rows = [
+        {"base_precision": kind, "held_out_loss": loss, "score": 1 - loss}
+        for kind, loss in (("auto", 0.1), ("fp8", 0.2), ("auto", 0.3), ("fp8", 0.3))
+    ]
+    found = fp8_quality.summary(rows)["held_out_loss"]
+    assert (found["bf16_mean"], found["bf16_spread"]) == (0.2, 0.2)
+    assert (found["fp8_mean"], found["mean_difference"]) == (0.25, 0.05)
