@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
+import os
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -19,17 +23,18 @@ Measure = Callable[[Row], Row]
 
 def run(
     path: Path, measure: Measure, cases: Sequence[Row], *, jobs: int = 1, most: int | None = None,
-    **about: Any,
+    until: float = math.inf, **about: Any,
 ) -> list[Row]:  # fmt: skip
     """Measure those of `cases` that the file at `path` lacks, and write it after each.
 
     measure: the fields of a case -> these and what was found, ready for JSON.  jobs: trainings at
     once: 1 on two CPU cores; on a GPU several small models train beside each other.  most: how many
-    cases this time.  about: stands above the rows; a file that says otherwise is begun anew.
+    cases this time.  until: none begins after this moment of `time.monotonic`.  about: stands above
+    the rows; a file that says otherwise is begun anew.
     Returns all rows, in the order of `cases`.
     """
     rows = known(path, about)
-    for row in in_processes(measure, missing(cases, rows)[:most], jobs):
+    for row in in_processes(measure, missing(cases, rows)[:most], jobs, until):
         rows.append(row)
         rows.sort(key=lambda row: next(i for i, case in enumerate(cases) if _of(row, case)))
         write(path, rows, **about)
@@ -37,15 +42,32 @@ def run(
     return rows
 
 
-def in_processes(measure: Measure, cases: Sequence[Row], jobs: int = 1) -> Iterator[Row]:
+def in_processes(
+    measure: Measure, cases: Sequence[Row], jobs: int = 1, until: float = math.inf
+) -> Iterator[Row]:
     """`measure` of each case in a fresh Python, `jobs` at a time, as they come.
 
-    So the peak memory of a row is its own.
+    So the peak memory of a row is its own.  Several GPUs are shared out among the processes.
     """
     fresh = {"mp_context": multiprocessing.get_context("spawn"), "max_tasks_per_child": 1}
-    with ProcessPoolExecutor(jobs, **fresh) as pool:
-        for done in as_completed([pool.submit(measure, case) for case in cases]):
-            yield done.result()
+    waiting, running = deque(cases), set()
+    with ProcessPoolExecutor(jobs, initializer=_take_a_gpu, **fresh) as pool:
+        while True:
+            while waiting and len(running) < jobs and time.monotonic() < until:
+                running.add(pool.submit(measure, waiting.popleft()))
+            if not running:
+                return
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            yield from (one.result() for one in done)
+
+
+def _take_a_gpu() -> None:
+    """Of several, before any is used: processes start one after the other, so numbers differ."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if count > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(os.getpid() % count)
 
 
 def missing(cases: Sequence[Row], rows: Sequence[Row]) -> list[Row]:

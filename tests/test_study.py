@@ -2,10 +2,11 @@
 
 import json
 import os
+import time
 
 import pytest
 
-from benchmarks import data_needed, fp8_quality, lora_study, qlora_study, study
+from benchmarks import data_needed, fp8_quality, lora_study, qlora_study, study, tuning_rules
 
 
 def measure(case):
@@ -23,6 +24,12 @@ def test_each_case_has_a_process_of_its_own_and_none_is_measured_twice(tmp_path)
     made = json.loads(path.read_text(encoding="utf-8"))
     assert made["rows"] == rows and made["steps"] == 4
     assert made["device"] and made["date"] and made["versions"]["torch"]
+
+
+def test_after_its_time_is_up_no_case_is_begun(tmp_path):
+    path, cases = tmp_path / "made.json", [{"n": 1}, {"n": 2}]
+    assert study.run(path, measure, cases, until=time.monotonic()) == []
+    assert len(study.run(path, measure, cases, jobs=2, until=time.monotonic() + 600)) == 2
 
 
 def test_rows_made_in_another_way_are_not_kept(tmp_path):
@@ -58,3 +65,23 @@ def test_the_summary_of_fp8_compares_seed_by_seed():
     found = fp8_quality.summary(rows)["held_out_loss"]
     assert (found["bf16_mean"], found["bf16_spread"]) == (0.2, 0.2)
     assert (found["fp8_mean"], found["mean_difference"]) == (0.25, 0.05)
+
+
+def test_the_best_rate_is_the_one_with_the_lowest_mean_loss():
+    rows = [
+        {"rule": "rate", "method": method, "learning_rate": rate, "loss": loss, "score": 1 - loss,
+         "general": 3.0}
+        for method in ("full", "lora", "qlora")
+        for rate, losses in ((1e-4, (0.1, 0.9)), (1e-3, (0.3, 0.4)))
+        for loss in losses
+    ]  # fmt: skip
+    found = tuning_rules.summary(rows)["lora"]
+    assert found["best_rate"] == 1e-3 and found["best"] == found["at"]["1e-03"]
+    assert found["at"]["1e-04"]["score"] == 50 and found["at"]["1e-04"]["spread"] == 80
+
+
+def test_no_setting_is_measured_twice_and_all_make_recipes():
+    cases = tuning_rules.rates() + [case for rule in tuning_rules.RULES for case in rule()]
+    drawn = [case for case in cases if case["rule"] == "random"]
+    assert len({json.dumps(case) for case in cases if case not in drawn}) == len(cases) - len(drawn)
+    assert all(case["alpha"] >= case["rank"] for case in drawn) and len(drawn) == 20

@@ -201,9 +201,9 @@ def times(what: str, dividend: Ref, divisor: Ref, **more: Any) -> Figure:
     return Figure(what, (dividend, divisor), "x", combine=lambda a, b: a / b, **more)
 
 
-def yes(what: str, *refs: Ref) -> Figure:
+def yes(what: str, *refs: Ref, **more: Any) -> Figure:
     """Whether something is so."""
-    return Figure(what, refs)
+    return Figure(what, refs, **more)
 
 
 def files(figures: Iterable[Figure]) -> list[str]:

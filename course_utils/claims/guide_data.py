@@ -136,7 +136,7 @@ ROWS = (
     ),
     Claim(
         "2.2-lora-fewer", "2.2", "data", "LoRA needs fewer rows than full fine-tuning",
-        awaits="method_quality",
+        awaits="tuning_settings",
         plan="Scores over the number of rows, full fine-tuning beside LoRA.",
     ),
 )  # fmt: skip

@@ -31,10 +31,10 @@ CARDS = (6, 8, 10, 12, 16, 24, 32, 40, 48, 80, 96, 141, 180)  # GiB that cards a
 # the rows of "ours" for the fast layers, those of TRL for the stock ones.  Full fine-tuning is no
 # row there: it does half as much arithmetic again as LoRA (6 instead of 4 flop a weight and token).
 SECONDS = {
-    "fast": {("lora", False): 0.2083, ("lora", True): 0.2698,
-             ("qlora", False): 0.2155, ("qlora", True): 0.2918},
-    "stock": {("lora", False): 0.3896, ("lora", True): 0.5429,
-              ("qlora", False): 0.3700, ("qlora", True): 0.5333},
+    "fast": {("lora", False): 0.2068, ("lora", True): 0.2724,
+             ("qlora", False): 0.2155, ("qlora", True): 0.2785},
+    "stock": {("lora", False): 0.3896, ("lora", True): 0.548,
+              ("qlora", False): 0.37, ("qlora", True): 0.5333},
 }  # fmt: skip
 TOKENS, PARAMETERS, LAYERS = 4096, 6.88e9, 32  # of that step and that model
 # What the CPU needs to start a step's kernels, however short they are (benchmarks/NOTES.md)
