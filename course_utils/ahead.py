@@ -40,10 +40,12 @@ class CountedBatches:
     by_rows: bool = False
 
     def __call__(self, rows: Sequence[dict[str, list[int]]]) -> Batch:
+        nothing = {"input_ids": [self.pad_id] * 2, "labels": [IGNORE] * 2}
+        real, rows = bool(rows), rows or [nothing]  # see processes.Shares
         uneven = len({len(row["input_ids"]) for row in rows}) > 1
         batch: Batch = Collator(self.pad_id)([joined(rows)] if self.by_rows and uneven else rows)
         answers = int((batch["labels"] != IGNORE).sum())
-        more: Batch = {"counts": (count_tokens(batch), answers)}
+        more: Batch = {"counts": (count_tokens(batch) if real else 0, answers)}
         more["label_positions"] = labelled(batch["labels"])[0]
         if self.by_rows and "position_ids" in batch:
             found = Rows.packed(batch["position_ids"])

@@ -164,21 +164,23 @@ def _quickstart(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def _train(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from . import data, display, memory, models, training
+    from .processes import processes
 
     recipe, job = _read_job(options)
     if not job["data"]:
         raise CourseError("No training data: give --data FILE, or a line `data: FILE` in the YAML.")
     rows, cleaning = data.clean(data.read(job["data"]))
-    _say(cleaning)
     validation = data.read(job["validation"]) if job["validation"] else None
-    output = job["output"] or Path("runs") / Path(options.recipe).stem
-    panel = display.panel_for_here(
-        f"{recipe.method} on {recipe.model}", memory.memory_limit_gib(models.device())
-    )
+    output, panel = job["output"] or Path("runs") / Path(options.recipe).stem, None
+    if processes().main:
+        _say(cleaning)
+        title = f"{recipe.method} on {recipe.model}"
+        panel = display.panel_for_here(title, memory.memory_limit_gib(models.device()))
     run = training.run(
         recipe, rows, validation, output_dir=output, panel=panel, resume=options.resume
     )
-    run.save(output)
+    if processes().main:
+        run.save(output)
     return run.report.to_dict() | {"saved": str(output)}, f"{run.report}\n  saved       {output}"
 
 

@@ -12,8 +12,10 @@ import functools
 import inspect
 import logging
 import os
+import shutil
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from .errors import CourseError
@@ -122,6 +124,21 @@ def chat_text(
             f"The chat template of this tokenizer refuses a conversation of the roles {roles} "
             f"({error}): change the rows, or use another model."
         ) from error
+
+
+def rng_state_for(checkpoint: Any, count: int, index: int) -> None:
+    """Give process `index` of `count` a state of the random numbers in a checkpoint of others.
+
+    transformers writes `rng_state.pth` in a single process, and one numbered file in each of
+    several; the orders of rows are drawn by the main one.
+    """
+    wanted = Path(checkpoint) / (f"rng_state_{index}.pth" if count > 1 else "rng_state.pth")
+    kept = [wanted.with_name(name) for name in ("rng_state_0.pth", "rng_state.pth")]
+    found = next((path for path in kept if path.is_file()), None)
+    if found and not wanted.is_file():
+        part = wanted.with_suffix(".part")
+        shutil.copy(found, part)
+        part.replace(wanted)
 
 
 @functools.cache

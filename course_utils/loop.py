@@ -26,10 +26,11 @@ from . import compat, fast, fp8
 from .ahead import CountedBatches, LateLog, without_walks
 from .encoding import batches
 from .errors import CourseError
-from .loss import answers_only, mean_loss
+from .loss import answers_only, summed_loss
 from .memory import current_gib
 from .oom import RanOutOfMemory, is_out_of_memory, let_go
 from .precision import DTYPES, autocast_for
+from .processes import processes, shared_loader, shares
 from .recipes import Recipe
 
 EPOCH_RANDOM = "epoch_random_state.pt"  # in a checkpoint: what the epoch's order was drawn from
@@ -56,11 +57,11 @@ class AnswerTrainer(Trainer):
     def __init__(
         self, recipe, model, tokenizer, train, validation, folder, meter, report, precision, panel
     ) -> None:
-        place = next(model.parameters()).device
+        place, self.processes = next(model.parameters()).device, processes()
         self.keeps_cache = getattr(model.config, "use_cache", None)  # the Trainer switches it off
         super().__init__(
             model=model,
-            args=arguments(recipe, folder, place, precision),
+            args=arguments(recipe, folder, place, precision, self.processes.count),
             train_dataset=train,
             data_collator=CountedBatches(tokenizer.pad_token_id or 0),
         )
@@ -70,6 +71,8 @@ class AnswerTrainer(Trainer):
         self.autocast = autocast_for("fp32" if pure else precision, place)
         pad = tokenizer.pad_token_id or 0
         self.validation = batches(validation, recipe.batch_size, pad) if validation else None
+        if self.validation:
+            self.validation = self.validation[self.processes.index :: self.processes.count]
         self.model_accepts_loss_kwargs = True  # our forward divides by the whole batch's labels
         self.interrupted = False
         self.remove_callback(PrinterCallback)
@@ -109,7 +112,8 @@ class AnswerTrainer(Trainer):
                     self.panel.finish(self._last_word())
         if said is not None:
             torn = self.watch.updating and self.state.global_step > self.watch.began_at
-            checkpoint = None if torn else self._keep_last_step()
+            alone = self.processes.count == 1  # the others wait, and cannot write their part
+            checkpoint = self._keep_last_step() if alone and not torn else None
             raise RanOutOfMemory(self.recipe, said, self.report, checkpoint, torn)
 
     def _keep_last_step(self) -> Path | None:
@@ -178,6 +182,21 @@ class AnswerTrainer(Trainer):
         self.meter.mark("backward")
         return loss
 
+    def get_train_dataloader(self):
+        """The Trainer's own; of several processes each reads its share of every update."""
+        if self.processes.count == 1:
+            return super().get_train_dataloader()
+        return shared_loader(
+            self.train_dataset, self._get_train_sampler(), self.recipe, self.processes,
+            collate_fn=self.data_collator, pin_memory=self.args.dataloader_pin_memory,
+        )  # fmt: skip
+
+    def _load_rng_state(self, checkpoint):
+        """The Trainer's own; where another number of processes saved, the main one's state."""
+        if checkpoint is not None:
+            compat.rng_state_for(checkpoint, self.processes.count, self.processes.index)
+        super()._load_rng_state(checkpoint)
+
     def _clip_grad_norm(self, model):
         """The norm of all gradients, clipped; the Trainer's own, without a walk for them."""
         return self.accelerator.clip_grad_norm_(self.trained, self.args.max_grad_norm)
@@ -185,7 +204,8 @@ class AnswerTrainer(Trainer):
     def _maybe_log_save_evaluate(self, tr_loss, grad_norm, *args, learning_rate=None, **kwargs):
         """The Trainer's own, but for the losses: those are read late (`ahead.LateLog`)."""
         step, epoch = self.state.global_step, self.state.epoch
-        self.late.note(step, epoch, tr_loss, grad_norm, learning_rate)
+        loss = self.processes.mean(tr_loss)  # each has divided its part by all tokens
+        self.late.note(step, epoch, loss, grad_norm, learning_rate)
         tr_loss.zero_()
         if self.control.should_save or self.control.should_training_stop:
             self.late.hand_on()
@@ -226,7 +246,11 @@ class AnswerTrainer(Trainer):
         if self.validation is None:
             return None
         self.meter.mark(None)
-        value = mean_loss(self.model, self.validation, autocast=self.autocast)
+        part = summed_loss(self.model, self.validation, autocast=self.autocast)
+        total, count = self.processes.total(*part)
+        if not count:
+            raise CourseError("There is no labelled token to evaluate on: check its answers.")
+        value = total / count
         self.report.validation_losses.append((self.state.global_step, round(value, 5)))
         return value
 
@@ -241,11 +265,15 @@ def learning_rate_factor(step: int, *, total: int, warmup: int, schedule: str) -
     return 1.0 - done if schedule == "linear" else 1.0
 
 
-def arguments(recipe: Recipe, folder: Path, place: torch.device, precision: str):
+def arguments(recipe: Recipe, folder: Path, place: torch.device, precision: str, count: int = 1):
+    """The recipe in transformers' terms, for each of `count` processes."""
+    size, accumulation = recipe.batch_size, recipe.gradient_accumulation
+    if count > 1:
+        size, accumulation = shares(recipe, count)
     arguments = compat.training_arguments(
         output_dir=str(folder),
-        per_device_train_batch_size=recipe.batch_size,
-        gradient_accumulation_steps=recipe.gradient_accumulation,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=accumulation,
         num_train_epochs=recipe.epochs,
         max_steps=recipe.max_steps or -1,
         learning_rate=recipe.learning_rate,
@@ -263,6 +291,7 @@ def arguments(recipe: Recipe, folder: Path, place: torch.device, precision: str)
         seed=recipe.seed,
         data_seed=recipe.seed,
         remove_unused_columns=False,
+        ddp_find_unused_parameters=False,  # all that is trained is used in each step
         dataloader_pin_memory=place.type == "cuda",
         accelerator_config={"non_blocking": place.type == "cuda"},  # copies are not waited for
         disable_tqdm=True,
@@ -331,6 +360,9 @@ class _Watch(TrainerCallback):
         if self._unproven and not self.trainer.accelerator.optimizer_step_was_skipped:
             _check_adapter_moved(self.trainer.model)
             self._unproven = False  # an fp16 scaler skips steps while it looks for its scale
+        of = self.trainer.processes
+        if of.count > 1:  # whoever was interrupted: all stop after the same step
+            self.trainer.interrupted = bool(of.total(self.trainer.interrupted)[0])
         if self.trainer.interrupted and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
             self.report.stopped = "interrupted"
@@ -353,8 +385,9 @@ class _Watch(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        self.trainer.recipe.save(folder / "recipe.yaml")
-        torch.save(self._epoch_state, folder / EPOCH_RANDOM)
+        if self.trainer.processes.main:
+            self.trainer.recipe.save(folder / "recipe.yaml")
+            torch.save(self._epoch_state, folder / EPOCH_RANDOM)
         if self.report.stopped == "interrupted":
             self.report.notes.append(
                 f"interrupted after step {state.global_step} of {state.max_steps}; to go on: "
@@ -363,6 +396,8 @@ class _Watch(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self.report.seconds += time.perf_counter() - self._since
+        counted = self.trainer.processes.total(self.report.tokens, self.report.answer_tokens)
+        self.report.tokens, self.report.answer_tokens = map(int, counted)
 
     def _pause(self, work, *arguments) -> None:
         if self.meter.device.type == "cuda":

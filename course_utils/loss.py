@@ -216,7 +216,6 @@ def _makes_its_logits_so(base: nn.Module, decoder: nn.Module, finish: Any) -> bo
     return _KNOWN[base]
 
 
-@torch.no_grad()
 def mean_loss(
     model: nn.Module, batches: Iterable[dict[str, Tensor]], *, autocast: Any = None
 ) -> float:
@@ -224,6 +223,17 @@ def mean_loss(
 
     Averaging the batches' means instead would favour the tokens of short answers.
     """
+    total, count = summed_loss(model, batches, autocast=autocast)
+    if not count:
+        raise CourseError("There is no labelled token to evaluate on: check the data's answers.")
+    return total / count
+
+
+@torch.no_grad()
+def summed_loss(
+    model: nn.Module, batches: Iterable[dict[str, Tensor]], *, autocast: Any = None
+) -> tuple[float, int]:
+    """(loss summed over all labelled tokens, in nats; their number)."""
     was_training, place = model.training, next(model.parameters()).device
     model.eval()
     total, count = 0.0, 0
@@ -238,6 +248,4 @@ def mean_loss(
                     count += labels
     finally:
         model.train(was_training)
-    if not count:
-        raise CourseError("There is no labelled token to evaluate on: check the data's answers.")
-    return total / count
+    return total, count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -36,8 +37,11 @@ compat.quiet()
 
 
 def device() -> torch.device:
-    """Where training runs here: the first CUDA device, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Where training runs here: a CUDA device, of several processes each its own; else the CPU."""
+    if torch.cuda.is_available():
+        local = os.environ.get("LOCAL_RANK")  # said by what launched several processes
+        return torch.device("cuda" if local is None else f"cuda:{local}")
+    return torch.device("cpu")
 
 
 def load_tokenizer(name: str | Path = EMBEDDED) -> PreTrainedTokenizerBase:

@@ -26,6 +26,7 @@ from .loop import AnswerTrainer, Panel
 from .memory import MemoryMeter, device_name
 from .oom import RanOutOfMemory, is_out_of_memory, let_go
 from .precision import DTYPES, choose_precision
+from .processes import processes
 from .recipes import Recipe
 from .report import RunReport, load_report, versions
 
@@ -85,7 +86,8 @@ def run(
         model = _ready(recipe, model, precision, place, resume)
     _check_fit(model, train)
     report = _new_report(recipe, model, train, place, f"{precision} ({why})")
-    folder = Path(output_dir or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{recipe.method}")
+    name = f"{datetime.now():%Y%m%d-%H%M%S}-{recipe.method}"
+    folder = Path(output_dir or Path("runs") / processes().same(name))
     report.output_dir = str(folder)
     report.notes += meter.notes
     trainer = AnswerTrainer(

@@ -1,0 +1,138 @@
+"""Several processes train one model together, each on its share of every update's rows.
+
+    accelerate launch --num_processes 2 -m course_utils train recipe.yaml
+
+A recipe means the same however many there are: an update sees `effective_batch` rows, in the same
+order, and its loss is divided by the answer tokens of all of them.  So the loss curve is that of
+one process, and a checkpoint goes on in any number.  Gradients travel by PyTorch's DDP, which the
+Trainer sets up; what is here deals out the rows and adds up what each process counted.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.data_loader import SeedableRandomSampler
+from torch import Tensor
+from torch import distributed as dist
+from torch.utils.data import DataLoader, RandomSampler, Sampler
+
+from .errors import CourseError
+from .recipes import Recipe
+
+
+@dataclass(frozen=True)
+class Processes:
+    """How many processes train together, and which of them this is (from 0)."""
+
+    count: int = 1
+    index: int = 0
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the one that writes files and shows progress."""
+        return self.index == 0
+
+    def total(self, *values: float) -> list[float]:
+        """The sum of each value over all processes; each must call this at the same point."""
+        if self.count == 1:
+            return list(values)
+        kind = PartialState().device
+        summed = torch.tensor(values, dtype=torch.float64, device=kind)
+        dist.all_reduce(summed)
+        return summed.tolist()
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over all processes; a GPU is not waited for."""
+        if self.count > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+            value /= self.count
+        return value
+
+    def same(self, value: Any) -> Any:
+        """The main process's value, in every process."""
+        if self.count == 1:
+            return value
+        held = [value]
+        dist.broadcast_object_list(held, src=0)
+        return held[0]
+
+
+def processes() -> Processes:
+    """What the launcher (accelerate, torchrun) started; one where it was none."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return Processes()
+    state = PartialState(cpu=not torch.cuda.is_available())
+    return Processes(state.num_processes, state.process_index)
+
+
+def shares(recipe: Recipe, count: int) -> tuple[int, int]:
+    """(rows in a batch, batches in an update) of each of `count` processes.
+
+    Never more rows at once than `recipe.batch_size`.  Raises CourseError where an update has fewer
+    rows than there are processes.
+    """
+    rows = recipe.effective_batch
+    if rows < count:
+        raise CourseError(
+            f"An update of {rows} rows cannot be shared by {count} processes: raise batch_size or "
+            f"gradient_accumulation to {count} rows an update or more, or launch fewer."
+        )
+    most = math.ceil(rows / count)
+    size = min(recipe.batch_size, most)
+    return size, math.ceil(most / size)
+
+
+class Shares(Sampler):
+    """Batches of row numbers for one process: its share of every update, in equally many batches.
+
+    An update takes the next `effective_batch` rows in `order`'s order, as one process would; row
+    k of it goes to process k modulo their number.  A share that is too small for all its batches
+    ends in empty ones, which `ahead.CountedBatches` fills with a row that has no answer.
+    """
+
+    def __init__(self, order: Sampler, recipe: Recipe, of: Processes) -> None:
+        self.order, self.of, self.rows = order, of, recipe.effective_batch
+        self.size, self.count = shares(recipe, of.count)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.order) / self.rows) * self.count
+
+    def __iter__(self) -> Iterator[list[int]]:
+        numbers = self.of.same(list(self.order))
+        for start in range(0, len(numbers), self.rows):
+            mine = numbers[start : start + self.rows][self.of.index :: self.of.count]
+            for batch in range(self.count):
+                yield mine[batch * self.size : (batch + 1) * self.size]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Told by the Trainer; the order of an epoch follows from it."""
+        if hasattr(self.order, "set_epoch"):
+            self.order.set_epoch(epoch)
+
+
+class SharedLoader(DataLoader):
+    """A loader of `Shares`."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Told by the Trainer at the start of each epoch."""
+        self.batch_sampler.set_epoch(epoch)
+
+
+def shared_loader(rows: Any, order: Sampler, recipe: Recipe, of: Processes, **options: Any):
+    """What the Trainer reads its batches from in one of several processes."""
+    if isinstance(order, RandomSampler):  # as accelerate makes it for one process
+        order = SeedableRandomSampler(
+            order.data_source, num_samples=len(order), generator=torch.Generator(),
+            data_seed=recipe.seed,
+        )  # fmt: skip
+    elif hasattr(order, "batch_size"):  # by length: within groups of so many updates
+        order.batch_size = recipe.effective_batch
+    return SharedLoader(rows, batch_sampler=Shares(order, recipe, of), **options)

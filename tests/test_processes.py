@@ -1,0 +1,121 @@
+"""Several processes train as one would: the same losses, files that go on in any number."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch.utils.data import SequentialSampler
+
+from course_utils.errors import CourseError
+from course_utils.processes import Processes, Shares, processes, shares
+from course_utils.recipes import Recipe
+
+HERE = Path(__file__).parent
+
+
+def train(tmp_path, count: int, name: str, resume="", **fields):
+    """The report of a training in `count` processes; its checkpoints are in tmp_path/name."""
+    result = tmp_path / f"{name}.json"
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    command = [sys.executable, *(launch if count > 1 else []), str(HERE / "train_shared.py")]
+    more = {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*command, str(result), str(tmp_path / name), json.dumps(fields), str(resume)],
+        env=os.environ | more, capture_output=True, text=True, timeout=300, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(result.read_text(encoding="utf-8"))
+
+
+def curve(report) -> list[float]:
+    return [point["loss"] for point in report["losses"]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    """One process; 26 rows are six updates of 4 and a last one of 2, twice."""
+    return train(folder, 1, "alone", save_every=5)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_processes_have_the_loss_curve_of_one(folder, alone, count):
+    report = train(folder, count, f"of{count}", save_every=5)
+    assert report["processes"] == count and len(curve(report)) == 14
+    assert curve(report) == pytest.approx(curve(alone), abs=1e-4)
+    for figure in ("tokens", "answer_tokens", "steps"):
+        assert report[figure] == alone[figure]
+    (first, last), (one_first, one_last) = report["validation_losses"], alone["validation_losses"]
+    assert [first[1], last[1]] == pytest.approx([one_first[1], one_last[1]], abs=1e-4)
+    norms = [[point["grad_norm"] for point in r["losses"]] for r in (report, alone)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_checkpoint_of_two_processes_goes_on_in_any_number(folder, alone, count):
+    if not (folder / "of2" / "checkpoint-10").is_dir():
+        train(folder, 2, "of2", save_every=5)
+    report = train(
+        folder, count, f"on{count}", resume=folder / "of2" / "checkpoint-10", save_every=5
+    )
+    assert curve(report) == pytest.approx(curve(alone), abs=1e-4)
+
+
+def test_accumulation_and_rows_by_length_are_shared_too(folder):
+    ways = {"batch_size": 2, "gradient_accumulation": 3, "group_by_length": True, "method": "full",
+            "learning_rate": 1e-3, "epochs": 1}  # fmt: skip
+    assert curve(train(folder, 2, "long2", **ways)) == pytest.approx(
+        curve(train(folder, 1, "long1", **ways)), abs=1e-4
+    )
+
+
+def test_each_row_of_an_update_goes_to_one_process():
+    recipe = Recipe(batch_size=4, gradient_accumulation=2)
+    parts = [_dealt(recipe, 19, 3, index) for index in range(3)]
+    assert {len(part) for part in parts} == {3}  # equally many batches, of 8, 8 and 3 rows
+    for update in range(3):
+        rows = sorted(row for part in parts for row in part[update])
+        assert rows == list(range(19))[8 * update : 8 * update + 8]
+
+
+def _dealt(recipe, rows, count, index):
+    share = Shares(SequentialSampler(range(rows)), recipe, Processes(count, index))
+    share.of = _Mute(count, index)
+    return list(share)
+
+
+class _Mute(Processes):
+    """One of several that are not there."""
+
+    def same(self, value):
+        return value
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulation", "count", "expected"),
+    [(4, 1, 2, (2, 1)), (4, 1, 3, (2, 1)), (4, 4, 2, (4, 2)), (2, 8, 3, (2, 3)), (8, 1, 8, (1, 1))],
+)
+def test_shares_hold_all_rows_and_no_larger_batch(batch, accumulation, count, expected):
+    recipe = Recipe(batch_size=batch, gradient_accumulation=accumulation)
+    size, batches = shares(recipe, count)
+    assert (size, batches) == expected
+    assert size <= batch and size * batches * count >= batch * accumulation
+
+
+def test_more_processes_than_rows_are_refused():
+    with pytest.raises(CourseError, match="4 rows cannot be shared by 5 processes"):
+        shares(Recipe(batch_size=4), 5)
+
+
+def test_one_process_is_alone_and_main():
+    assert processes() == Processes() and processes().main
+    assert processes().total(1.5, 2) == [1.5, 2] and processes().same("x") == "x"
