@@ -7,7 +7,7 @@ import functools
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,8 +25,30 @@ from .models import output_layer
 Progress = Callable[[int, int], None]  # (answers done, answers in all)
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Reply:
+    """What a model said: the text, its tokens (the end not counted), and whether it ended itself.
+
+    ended: False where `max_new_tokens` cut it off.
+    """
+
+    text: str
+    tokens: int
+    ended: bool
+
+
 def generate(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | Sequence[Message]],
+    **options: Any,
+) -> list[str]:
+    """The texts of `replies`, which takes the same options."""
+    return [reply.text for reply in replies(model, tokenizer, prompts, **options)]
+
+
+@torch.no_grad()
+def replies(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str | Sequence[Message]],
@@ -36,7 +58,7 @@ def generate(
     temperature: float | None = None,
     seed: int | None = None,
     progress: Progress | None = None,
-) -> list[str]:
+) -> list[Reply]:
     """The model's answers, in the prompts' order, without prompt and special tokens.
 
     A prompt is a question or a conversation that ends where the answer should begin.
@@ -52,21 +74,29 @@ def generate(
         torch.manual_seed(seed)
     texts = [_asked(prompt, tokenizer) for prompt in prompts]
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))  # long with long: less padding
-    answers = [""] * len(texts)
+    answers = [Reply("", 0, False)] * len(texts)
+    stops = stop_tokens(model, tokenizer)
     was_training = model.training
     model.eval()
     try:
         for start in range(0, len(order), batch_size):
             members = order[start : start + batch_size]
-            batch = _left_padded([texts[i] for i in members], tokenizer, model)
-            produced = _generate(model, tokenizer, batch, max_new_tokens, temperature)
+            batch = left_padded([texts[i] for i in members], tokenizer, model)
+            produced = generate_tokens(model, tokenizer, batch, max_new_tokens, temperature)
             for i, tokens in zip(members, produced, strict=True):
-                answers[i] = tokenizer.decode(tokens, skip_special_tokens=True).strip()
+                answers[i] = _reply(tokens.tolist(), stops, tokenizer)
             if progress:
                 progress(min(start + batch_size, len(order)), len(order))
     finally:
         model.train(was_training)
     return answers
+
+
+def _reply(tokens: list[int], stops: list[int], tokenizer: PreTrainedTokenizerBase) -> Reply:
+    """One row of a batch, up to where it ended: behind that is padding."""
+    count = next((i for i, token in enumerate(tokens) if token in stops), None)
+    text = tokenizer.decode(tokens[:count], skip_special_tokens=True).strip()
+    return Reply(text, len(tokens) if count is None else count, count is not None)
 
 
 def _asked(prompt: str | Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str:
@@ -76,7 +106,9 @@ def _asked(prompt: str | Sequence[Message], tokenizer: PreTrainedTokenizerBase) 
     return render(messages, tokenizer, ask=True)
 
 
-def _left_padded(texts, tokenizer, model) -> dict[str, torch.Tensor]:
+def left_padded(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, model: nn.Module
+) -> dict[str, torch.Tensor]:
     """[batch, longest] ids and mask; on the left, so that every prompt ends where answers begin."""
     special = not tokenizer.chat_template
     rows = [tokenizer(text, add_special_tokens=special)["input_ids"] for text in texts]
@@ -91,7 +123,15 @@ def _left_padded(texts, tokenizer, model) -> dict[str, torch.Tensor]:
     }
 
 
-def _generate(model, tokenizer, batch, max_new_tokens, temperature) -> torch.Tensor:
+def generate_tokens(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: dict[str, torch.Tensor],
+    max_new_tokens: int,
+    temperature: float | None = None,
+    **options: Any,
+) -> torch.Tensor:
+    """[batch, new tokens] for left-padded prompts; `options` go to transformers' generate."""
     sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None}
     if temperature:
         sampling = {"do_sample": True, "temperature": temperature}
@@ -99,21 +139,23 @@ def _generate(model, tokenizer, batch, max_new_tokens, temperature) -> torch.Ten
         output = model.generate(
             **batch,
             **sampling,
+            **options,
             max_new_tokens=max_new_tokens,
-            eos_token_id=_stops(model, tokenizer),
+            eos_token_id=stop_tokens(model, tokenizer),
             pad_token_id=tokenizer.pad_token_id or 0,
             use_cache=True,
         )
     return output[:, batch["input_ids"].shape[1] :]
 
 
-def _stops(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def stop_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end an answer: the model's own, and the tokenizer's."""
     own = model.generation_config.eos_token_id
     own = own if isinstance(own, list) else [own]
     return sorted({i for i in [*own, tokenizer.eos_token_id] if i is not None})
 
 
-def _computing(model: nn.Module) -> Any:
+def computing(model: nn.Module) -> Any:
     """Autocast where a short base carries an fp32 adapter; else nothing."""
     first = next(model.parameters())
     if _is_short(model):
@@ -156,13 +198,15 @@ def _ready_to_generate(model: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Answer:
-    """One graded answer; `score` between 0 and 1."""
+    """One graded answer; `score` between 0 and 1; `tokens` and `ended` as in `Reply`."""
 
     question: str
     expected: str
     answer: str
     score: float
     kind: str = ""
+    tokens: int = 0
+    ended: bool = True
 
 
 @dataclass(frozen=True)
@@ -183,6 +227,11 @@ class Score:
         for answer in self.answers:
             kinds[answer.kind].append(answer.score)
         return {kind: sum(scores) / len(scores) for kind, scores in sorted(kinds.items())}
+
+    @property
+    def ended(self) -> float:
+        """The share of answers that ended by themselves, between 0 and 1."""
+        return sum(a.ended for a in self.answers) / len(self.answers)
 
     def interval(
         self, level: float = 0.95, draws: int = 2000, seed: int = 0
@@ -210,11 +259,11 @@ def score(
     """Ask every conversation's prompt and grade the answers; `options` go to `generate`."""
     if not conversations:
         raise CourseError("There is nothing to score: the list of conversations is empty.")
-    answers = generate(model, tokenizer, [c.prompt for c in conversations], **options)
-    grades = [scoring.grade(a, c) for a, c in zip(answers, conversations, strict=True)]
+    answers = replies(model, tokenizer, [c.prompt for c in conversations], **options)
+    grades = [scoring.grade(a.text, c) for a, c in zip(answers, conversations, strict=True)]
     return Score(
         [
-            Answer(question(c), c.answer, a, g, c.info.get("kind", ""))
+            Answer(question(c), c.answer, a.text, g, c.info.get("kind", ""), a.tokens, a.ended)
             for c, a, g in zip(conversations, answers, grades, strict=True)
         ]
     )
@@ -236,7 +285,7 @@ def held_out_loss(
     """Loss per answer token (nats) on conversations that were not trained on."""
     encoded = encode(conversations, tokenizer, max_length=max_length)
     rows = batches(encoded, batch_size, tokenizer.pad_token_id or 0)
-    return mean_loss(model, rows, autocast=functools.partial(_computing, model))
+    return mean_loss(model, rows, autocast=functools.partial(computing, model))
 
 
 def side_by_side(before: Score, after: Score, count: int = 5) -> list[dict[str, Any]]:
@@ -255,3 +304,19 @@ def side_by_side(before: Score, after: Score, count: int = 5) -> list[dict[str, 
         }
         for b, a in pairs
     ]
+
+
+def gain(before: Score, after: Score) -> Score:
+    """After less before, question by question.
+
+    Its `interval` is that of the gain: both answers to a question are redrawn together, so that
+    what makes a question hard for both does not count as chance.
+    """
+    if [a.question for a in before.answers] != [a.question for a in after.answers]:
+        raise CourseError("The two scores are of different questions: score the same list twice.")
+    return Score(
+        [
+            replace(a, score=a.score - b.score)
+            for b, a in zip(before.answers, after.answers, strict=True)
+        ]
+    )

@@ -114,6 +114,18 @@ def unwrap_code(answer: str) -> str:
     return fenced.group(1) if fenced and "```" not in fenced.group(1) else answer
 
 
+def extract_code(answer: str, entry: str) -> str:
+    """The code in an answer that may hold prose too: its ``` block that defines `entry`.
+
+    Else its first block, and an answer without one as it is.  The last block may lack its closing
+    fence, since answers are cut at a limit.  Grading does not do this: it is for a kinder look at
+    a model that was never told to answer with code alone.
+    """
+    blocks = re.findall(r"```[\w+-]*[ \t]*\n(.*?)(?:```|\Z)", answer, flags=re.DOTALL)
+    fitting = [block for block in blocks if re.search(rf"\bdef {re.escape(entry)}\b", block)]
+    return (fitting or blocks or [answer])[0]
+
+
 def _exact(answer: str, check: Check) -> bool:
     return answer == check["value"].strip()
 

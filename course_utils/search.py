@@ -140,6 +140,23 @@ class Study:
             })  # fmt: skip
         return rows
 
+    def to_dict(self) -> dict[str, Any]:
+        """The ended trials as plain values for JSON, from which `stored` makes Optuna's study."""
+        fields = self.distributions.items()
+        write = optuna.distributions.distribution_to_json
+        return {
+            "distributions": {field: write(distribution) for field, distribution in fields},
+            "trials": [
+                {
+                    "params": trial.params, "state": trial.state.name, "loss": trial.value,
+                    "looks": trial.intermediate_values, "reason": row["reason"],
+                    "seconds": row["seconds"],
+                }
+                for trial, row in zip(self.optuna.trials, self.table(), strict=True)
+                if trial.state.is_finished()
+            ],
+        }  # fmt: skip
+
     @property
     def best(self) -> Recipe:
         """The recipe of the trial with the lowest loss; CourseError where none is complete."""
@@ -292,6 +309,21 @@ class Study:
                 reason = f"killed with its process {deaths} times: the machine may lack the memory"
                 self.storage.set_trial_user_attr(key, "reason", reason)
             self.storage.set_trial_state_values(key, state)
+
+
+def stored(kept: Mapping[str, Any]) -> optuna.Study:
+    """Optuna's study, for its plots, of what `Study.to_dict` wrote somewhere else."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    fields = kept["distributions"].items()
+    known = {field: optuna.distributions.json_to_distribution(text) for field, text in fields}
+    made = optuna.create_study()
+    for trial in kept["trials"]:
+        made.add_trial(optuna.trial.create_trial(
+            state=TrialState[trial["state"]], value=trial["loss"], params=trial["params"],
+            distributions=known, user_attrs={"reason": trial["reason"]},
+            intermediate_values={int(look): loss for look, loss in trial["looks"].items()},
+        ))  # fmt: skip
+    return made
 
 
 class _Judge:

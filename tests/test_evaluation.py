@@ -37,6 +37,21 @@ def test_an_answer_stops_and_holds_no_prompt_or_special_token(base, tokenizer):
     assert len(tokenizer(answer)["input_ids"]) < 60
 
 
+def test_replies_say_how_long_they_are_and_whether_they_ended(base, tokenizer):
+    asked = [QUESTIONS[0], "Tell me a long story."]
+    short, long = evaluation.replies(base, tokenizer, asked, max_new_tokens=20)
+    assert short.ended and short.tokens == len(tokenizer(short.text)["input_ids"]) < 20
+    assert not long.ended and long.tokens == 20
+    assert [short.text, long.text] == evaluation.generate(base, tokenizer, asked, max_new_tokens=20)
+
+
+def test_a_score_knows_the_share_that_ended(base, tokenizer):
+    check = {"type": "contains", "values": ["Paris"]}
+    rows = [conversation(q, "Paris", check=check) for q in (QUESTIONS[0], "Tell me a long story.")]
+    score = evaluation.score(base, tokenizer, rows, max_new_tokens=20)
+    assert score.ended == 0.5 and [a.ended for a in score.answers] == [True, False]
+
+
 def test_sampling_repeats_with_a_seed(base, tokenizer):
     options = {"max_new_tokens": 8, "temperature": 1.5}
     first, again, other = (
@@ -75,6 +90,19 @@ def test_interval_narrows_with_more_answers_and_holds_the_mean():
     widths = [high - low for low, high in (few.interval(), many.interval())]
     expected = 2 * 1.96 * math.sqrt(0.75 * 0.25 / 2000)  # of the normal approximation
     assert widths[1] == pytest.approx(expected, rel=0.2) and widths[0] > 5 * widths[1]
+
+
+def test_a_gain_is_paired_so_that_hard_questions_do_not_count_as_chance():
+    before = Score([Answer(str(i), "", "", i % 2) for i in range(100)])
+    after = Score([Answer(str(i), "", "", 1.0 if i < 50 else i % 2) for i in range(100)])
+    gain = evaluation.gain(before, after)
+    assert gain.value == pytest.approx(after.value - before.value) == 0.25
+    low, high = gain.interval(level=0.95, seed=0)
+    spread = 1.96 * math.sqrt(0.25 * 0.75 / 100)
+    assert (low, high) == pytest.approx((0.25 - spread, 0.25 + spread), abs=0.02)
+    assert gain.interval(level=0.5)[0] > low
+    with pytest.raises(CourseError, match="different questions"):
+        evaluation.gain(before, Score(after.answers[::-1]))
 
 
 def test_side_by_side_pairs_the_same_questions():

@@ -174,3 +174,26 @@ def test_pass_at_k_copes_with_many_samples():
 def test_pass_at_k_names_the_wrong_number(numbers, wrong):
     with pytest.raises(CourseError, match=wrong):
         scoring.pass_at_k(*numbers)
+
+
+FENCE = "```"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "def f(): 1",
+        f"{FENCE}\ndef f(): 1\n{FENCE}",
+        f"Here:\n{FENCE}python\ndef f(): 1\n{FENCE}\nIt returns nothing.",
+        f"Here:\n{FENCE}python\ndef f(): 1",
+        f"{FENCE}bash\nls\n{FENCE}\n{FENCE}python\ndef f(): 1\n{FENCE}",
+        f"{FENCE}\ndef f(): 1\n{FENCE}\n{FENCE}\nf()\n{FENCE}",
+    ],
+)
+def test_the_code_of_an_answer(answer):
+    assert scoring.extract_code(answer, "f").strip() == "def f(): 1"
+
+
+def test_the_first_block_where_none_defines_the_function():
+    answer = f"{FENCE}\ng()\n{FENCE}\n{FENCE}\ndef ff(): 1\n{FENCE}"
+    assert scoring.extract_code(answer, "f").strip() == "g()"

@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .chat_box import ChatBox, chat
+    from .kinds import plot_kinds
     from .levels import plot_errors, plot_levels
     from .lora import plot_memory_parts, plot_singular_values
     from .memory_figure import memory_bar
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from .plots import plot_losses, plot_memory, plot_scores
     from .quizzes import Quiz, quiz
     from .rows import Labels, plot_by_size, plot_groups, plot_layouts, show_labels
+    from .rules import plot_best_so_far, plot_curves, plot_rule
     from .study import plot_study
     from .style import COLORS, course_style
     from .tables import ClaimsTable, SideBySide, claims_table, side_by_side
@@ -25,12 +28,15 @@ if TYPE_CHECKING:
     from .widgets import Interactive, interactive
 
 _HOME = {
+    "ChatBox": "chat_box",
+    "chat": "chat_box",
     "memory_bar": "memory_figure",
     "MemoryWidget": "memory_widgets",
     "memory_widget": "memory_widgets",
     "LivePanel": "panel",
     "TerminalPanel": "panel",
     "panel_for_here": "panel",
+    "plot_kinds": "kinds",
     "plot_errors": "levels",
     "plot_levels": "levels",
     "plot_losses": "plots",
@@ -45,6 +51,9 @@ _HOME = {
     "plot_groups": "rows",
     "plot_layouts": "rows",
     "show_labels": "rows",
+    "plot_best_so_far": "rules",
+    "plot_curves": "rules",
+    "plot_rule": "rules",
     "plot_study": "study",
     "COLORS": "style",
     "course_style": "style",
@@ -61,6 +70,7 @@ _HOME = {
 
 __all__ = [
     "COLORS",
+    "ChatBox",
     "ClaimsTable",
     "Interactive",
     "Labels",
@@ -69,14 +79,18 @@ __all__ = [
     "Quiz",
     "SideBySide",
     "TerminalPanel",
+    "chat",
     "claims_table",
     "course_style",
     "interactive",
     "memory_bar",
     "memory_widget",
     "panel_for_here",
+    "plot_best_so_far",
     "plot_by_size",
+    "plot_curves",
     "plot_groups",
+    "plot_kinds",
     "plot_layouts",
     "plot_errors",
     "plot_levels",
@@ -84,6 +98,7 @@ __all__ = [
     "plot_memory",
     "plot_memory_parts",
     "plot_next_tokens",
+    "plot_rule",
     "plot_scores",
     "plot_singular_values",
     "plot_study",
