@@ -12,7 +12,6 @@ are the chapter's 147 held-out questions, seven of each kind.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import tempfile
@@ -116,14 +115,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once")
     parser.add_argument("--most", type=int, help="trainings this time (default: all that lack)")
     given = parser.parse_args()
-    made = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
-    rows = made.get("trainings", [])
-    todo = study.missing(cases(), rows)[: given.most]
-    for row in study.in_processes(train_one, todo, given.jobs):
-        rows.append(row)
-        text = json.dumps(collect(rows), indent=1) + "\n"
-        RESULTS.write_text(text, encoding="utf-8", newline="\n")
-        print(json.dumps(row), flush=True)
+    study.collected(RESULTS, train_one, cases(), collect, jobs=given.jobs, most=given.most)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ the larger. Learning rate and rank are the first chapter's, and not tuned for ea
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import tempfile
@@ -108,13 +107,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once")
     cases = [{"rows": 0, "seed": 0}]
     cases += [{"rows": size, "seed": seed} for size in SIZES for seed in SEEDS]
-    made = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
-    rows = made.get("trainings", [])
-    for row in study.in_processes(train_one, study.missing(cases, rows), parser.parse_args().jobs):
-        rows.append(row)
-        text = json.dumps(collect(rows), indent=1) + "\n"
-        RESULTS.write_text(text, encoding="utf-8", newline="\n")
-        print(json.dumps(row), flush=True)
+    study.collected(RESULTS, train_one, cases, collect, jobs=parser.parse_args().jobs)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,23 @@ def run(
     return rows
 
 
+def collected(
+    path: Path, measure: Measure, cases: Sequence[Row], collect: Callable[[list[Row]], Row], *,
+    jobs: int = 1, most: int | None = None,
+) -> None:  # fmt: skip
+    """As `run`, for a file that is made anew from all trainings after each.
+
+    collect: the trainings -> what the file holds, with themselves as its "trainings".
+    """
+    made = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    rows = made.get("trainings", [])
+    for row in in_processes(measure, missing(cases, rows)[:most], jobs):
+        rows.append(row)
+        text = json.dumps(collect(rows), indent=1) + "\n"
+        path.write_text(text, encoding="utf-8", newline="\n")
+        print(json.dumps(row), flush=True)
+
+
 def in_processes(
     measure: Measure, cases: Sequence[Row], jobs: int = 1, until: float = math.inf
 ) -> Iterator[Row]:

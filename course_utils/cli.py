@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
-    print(json.dumps(result, ensure_ascii=False) if options.json else text)
+    if os.environ.get("RANK", "0") == "0":  # of several processes that train together, one
+        print(json.dumps(result, ensure_ascii=False) if options.json else text)
     return 0 if result.get("ok", result.get("fits", True)) else 1
 
 

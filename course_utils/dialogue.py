@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from transformers import (
     TextIteratorStreamer,
 )
 
-from . import evaluation
+from . import evaluation, scoring
 from .data import Conversation, Message
 from .encoding import IGNORE, Encoded, batches, encode, render
 from .errors import CourseError
@@ -113,7 +112,7 @@ def repetition(text: str, size: int = 3) -> float:
     """
     if size < 1:
         raise CourseError(f"size is {size}: give the number of words in a run, at least 1.")
-    words = re.findall(r"[\u4e00-\u9fff]|[^\W_\u4e00-\u9fff]+", text.casefold())
+    words = scoring.words(text)
     runs = [tuple(words[i : i + size]) for i in range(len(words) - size + 1)]
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 

@@ -267,9 +267,7 @@ def learning_rate_factor(step: int, *, total: int, warmup: int, schedule: str) -
 
 def arguments(recipe: Recipe, folder: Path, place: torch.device, precision: str, count: int = 1):
     """The recipe in transformers' terms, for each of `count` processes."""
-    size, accumulation = recipe.batch_size, recipe.gradient_accumulation
-    if count > 1:
-        size, accumulation = shares(recipe, count)
+    size, accumulation = shares(recipe, count)
     arguments = compat.training_arguments(
         output_dir=str(folder),
         per_device_train_batch_size=size,

@@ -185,10 +185,10 @@ def _names(answer: str, value: str) -> bool:
 
 
 def _token_f1(answer: str, check: Check) -> float:
-    return max(_f1(_words(answer), _words(reference)) for reference in check["references"])
+    return max(_f1(words(answer), words(reference)) for reference in check["references"])
 
 
-def _words(text: str) -> list[str]:
+def words(text: str) -> list[str]:
     """Lower-case words without punctuation; each Chinese character is a word."""
     return re.findall(r"[\u4e00-\u9fff]|[^\W_\u4e00-\u9fff]+", text.casefold())
 

@@ -411,3 +411,10 @@ def test_claims_prints_rows_of_a_section(call):
     rows = json.loads(out)["rows"]
     assert rows and all("3.2" in row["section"] for row in rows)
     assert len(rows) < len(json.loads(call("claims", "--json")[1])["rows"])
+
+
+def test_of_several_processes_only_the_first_prints_a_result(monkeypatch, capsys):
+    for rank, lines in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        assert cli.main(["claims", "--section", "5.2", "--json"]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == lines

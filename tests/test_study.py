@@ -3,10 +3,20 @@
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 
-from benchmarks import data_needed, fp8_quality, lora_study, qlora_study, study, tuning_rules
+from benchmarks import (
+    chat_turns,
+    curves,
+    data_needed,
+    fp8_quality,
+    lora_study,
+    qlora_study,
+    study,
+    tuning_rules,
+)
 
 
 def measure(case):
@@ -24,6 +34,18 @@ def test_each_case_has_a_process_of_its_own_and_none_is_measured_twice(tmp_path)
     made = json.loads(path.read_text(encoding="utf-8"))
     assert made["rows"] == rows and made["steps"] == 4
     assert made["device"] and made["date"] and made["versions"]["torch"]
+
+
+def test_a_collected_file_is_made_anew_after_each_training(tmp_path):
+    path, cases = tmp_path / "made.json", [{"n": 1}, {"n": 2}]
+    for most in (1, None):
+        study.collected(path, measure, cases, _largest, most=most)
+    made = json.loads(path.read_text(encoding="utf-8"))
+    assert made["largest"] == 4 and [row["n"] for row in made["trainings"]] == [1, 2]
+
+
+def _largest(rows):
+    return {"largest": max(row["square"] for row in rows), "trainings": rows}
 
 
 def test_after_its_time_is_up_no_case_is_begun(tmp_path):
@@ -45,10 +67,19 @@ def test_what_was_measured_before_an_error_is_kept(tmp_path):
     assert [row["n"] for row in study.known(path, {})] == [2]
 
 
-@pytest.mark.parametrize("module", [lora_study, qlora_study])
-def test_shipped_rows_are_of_the_script_as_it_is(module):
-    rows = json.loads(module.RESULTS.read_text(encoding="utf-8"))["rows"]
-    assert not study.missing(module.cases(), rows)
+@pytest.mark.parametrize(
+    ("path", "cases"),
+    [
+        (lora_study.RESULTS, lora_study.cases()),
+        (qlora_study.RESULTS, qlora_study.cases()),
+        (chat_turns.RESULTS, chat_turns.cases()),
+        (curves.RESULTS, curves.CASES),
+    ],
+    ids=lambda value: value.stem if isinstance(value, Path) else "",
+)
+def test_shipped_rows_are_of_the_script_as_it_is(path, cases):
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    assert not study.missing(cases, rows)
 
 
 def test_all_sizes_and_seeds_of_the_curve_are_there():
