@@ -86,6 +86,11 @@ display.side_by_side(rows)""",
     "display.plot_scores({'add': .05, 'code': .1}, {'add': .95, 'code': .8})",
     "print('the end')",
 ]
+CHAT = [
+    "from course_utils import display, models\nmodel, tokenizer = models.load(), "
+    "models.load_tokenizer()",
+    "display.chat({'first': model, 'second': model}, tokenizer, max_new_tokens=300)",
+]
 # Keeps every picture that a cell shows, also those that are soon replaced.
 WATCH_PICTURES = """index => {
   window.pictures = new Set();
@@ -97,9 +102,9 @@ WATCH_PICTURES = """index => {
 PANEL, QUIZ, SLIDER, TABLE, PLOT, END = range(2, 8)
 
 
-def _notebook(path: Path) -> None:
+def _notebook(path: Path, code: list[str]) -> None:
     cells = [new_markdown_cell("# What display shows", id="title")]
-    cells += [new_code_cell(text, id=f"step-{n}") for n, text in enumerate(CELLS, 1)]
+    cells += [new_code_cell(text, id=f"step-{n}") for n, text in enumerate(code, 1)]
     nbformat.write(new_notebook(cells=cells, metadata=METADATA), path)
 
 
@@ -107,7 +112,8 @@ def _notebook(path: Path) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What JupyterLab serves: the notebook of this test, and the course's first."""
     served = tmp_path_factory.mktemp("served")
-    _notebook(served / "shown.ipynb")
+    _notebook(served / "shown.ipynb", CELLS)
+    _notebook(served / "chat.ipynb", CHAT)
     if START_HERE.exists():
         shutil.copy(START_HERE, served)
     return served
@@ -141,6 +147,33 @@ def test_panel_quiz_and_slider_work(page: Page, tmp_path: Path) -> None:
     _check_slider(cell(page, SLIDER), tmp_path)
     _check_table_and_plot(page, tmp_path)
     assert not problems, problems
+
+
+def test_the_chat_box_streams_and_stops(page: Page, tmp_path: Path) -> None:
+    open_notebook(page, page.base, "chat.ipynb")
+    start_all(page)
+    box = cell(page, len(CHAT))
+    send, stop = (box.get_by_role("button", name=name) for name in ("Send", "Stop"))
+    sync_api.expect(send).to_be_enabled(timeout=60_000)
+    sync_api.expect(stop).to_be_disabled()
+    box.locator("input[type=text]").fill("Write a <b>long</b> story about a lighthouse.")
+    send.click()
+    sync_api.expect(box).to_contain_text(
+        "Write a <b>long</b> story"
+    )  # as it was written, no markup
+    for name in ("first", "second"):
+        sync_api.expect(box).to_contain_text(f"{name} is writing", timeout=60_000)
+        length = len(box.inner_text())
+        page.wait_for_function(  # it grows while it is written
+            "([box, length]) => box.innerText.length > length + 20",
+            arg=[box.element_handle(), length], timeout=60_000,
+        )  # fmt: skip
+        _screenshot(box, f"chat_{name}", tmp_path)
+        stop.click()
+        sync_api.expect(box.get_by_text("stopped")).to_have_count(1 + (name == "second"))
+    sync_api.expect(send).to_be_enabled(timeout=60_000)
+    sync_api.expect(stop).to_be_disabled()
+    _screenshot(box, "chat_end", tmp_path)
 
 
 def _check_panel(page: Page, tmp_path: Path) -> None:
