@@ -23,18 +23,18 @@ Measure = Callable[[Row], Row]
 
 def run(
     path: Path, measure: Measure, cases: Sequence[Row], *, jobs: int = 1, most: int | None = None,
-    until: float = math.inf, **about: Any,
+    until: float = math.inf, fresh: bool = True, **about: Any,
 ) -> list[Row]:  # fmt: skip
     """Measure those of `cases` that the file at `path` lacks, and write it after each.
 
     measure: the fields of a case -> these and what was found, ready for JSON.  jobs: trainings at
     once: 1 on two CPU cores; on a GPU several small models train beside each other.  most: how many
-    cases this time.  until: none begins after this moment of `time.monotonic`.  about: stands above
-    the rows; a file that says otherwise is begun anew.
+    cases this time.  until: none begins after this moment of `time.monotonic`.  fresh: see
+    `in_processes`.  about: stands above the rows; a file that says otherwise is begun anew.
     Returns all rows, in the order of `cases`.
     """
     rows = known(path, about)
-    for row in in_processes(measure, missing(cases, rows)[:most], jobs, until):
+    for row in in_processes(measure, missing(cases, rows)[:most], jobs, until, fresh):
         rows.append(row)
         rows.sort(key=lambda row: next(i for i, case in enumerate(cases) if _of(row, case)))
         write(path, rows, **about)
@@ -60,15 +60,18 @@ def collected(
 
 
 def in_processes(
-    measure: Measure, cases: Sequence[Row], jobs: int = 1, until: float = math.inf
-) -> Iterator[Row]:
-    """`measure` of each case in a fresh Python, `jobs` at a time, as they come.
+    measure: Measure, cases: Sequence[Row], jobs: int = 1, until: float = math.inf,
+    fresh: bool = True,
+) -> Iterator[Row]:  # fmt: skip
+    """`measure` of each case in a process of its own, `jobs` at a time, as they come.
 
-    So the peak memory of a row is its own.  Several GPUs are shared out among the processes.
+    fresh: in a new Python each, so that the peak memory of a row is its own; else `jobs` processes
+    take one case after the other, which spares each the start.  Several GPUs are shared out.
     """
-    fresh = {"mp_context": multiprocessing.get_context("spawn"), "max_tasks_per_child": 1}
+    options = {"max_tasks_per_child": 1} if fresh else {}
+    start = multiprocessing.get_context("spawn")
     waiting, running = deque(cases), set()
-    with ProcessPoolExecutor(jobs, initializer=_take_a_gpu, **fresh) as pool:
+    with ProcessPoolExecutor(jobs, start, initializer=_take_a_gpu, **options) as pool:
         while True:
             while waiting and len(running) < jobs and time.monotonic() < until:
                 running.add(pool.submit(measure, waiting.popleft()))
@@ -97,7 +100,16 @@ def known(path: Path, about: Row) -> list[Row]:
     if not path.is_file():
         return []
     made = json.loads(path.read_text(encoding="utf-8"))
-    return made["rows"] if all(made.get(name) == value for name, value in about.items()) else []
+    return (
+        made["rows"] if all(_same(made.get(name), value) for name, value in about.items()) else []
+    )
+
+
+def _same(kept: Any, now: Any) -> bool:
+    """Whether what stood there says the same; a recipe may have got more fields since."""
+    if isinstance(kept, dict) and isinstance(now, dict):
+        return kept.items() <= now.items()
+    return kept == now
 
 
 def write(path: Path, rows: Sequence[Row], **about: Any) -> None:

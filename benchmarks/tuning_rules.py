@@ -1,13 +1,15 @@
 """The guide's rules for settings, each as an experiment: one setting varied, several seeds.
 
-    python -m benchmarks.tuning_rules --jobs 16 --minutes 6   # on a GPU; rows are kept
+    nvidia-cuda-mps-control -d                                # lets processes share a GPU
+    python -m benchmarks.tuning_rules --jobs 12 --minutes 9   # rows are kept as they come
     python -m benchmarks.tuning_rules           # about 2 minutes a run on two CPU cores
 
 Three tasks on the embedded model: easy (the tickets of the first chapter), medium (all 23 kinds of
 instruction) and hard (code, which is run against its tests).  All runs of a task see the same rows
 in batches of `batch_size` and are judged on the same held-out ones.  Learning rates by method come
-first (results/tuning_rates.json); all other rules are in results/tuning_settings.json.  The last
-one, on how many rows a method needs, takes for each the learning rate that was best before.
+first (results/tuning_rates.json), then ranks (tuning_ranks.json); all other rules, and the ranks of
+the hard task, are in results/tuning_settings.json.  The last one, on how many rows a method needs,
+takes for each the learning rate that was best before.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from course_utils.data import Conversation
 from course_utils.recipes import Recipe
 
 RESULTS = Path(__file__).parent / "results"
-RATES, SETTINGS = RESULTS / "tuning_rates.json", RESULTS / "tuning_settings.json"
+RATES, RANKS = RESULTS / "tuning_rates.json", RESULTS / "tuning_ranks.json"
+SETTINGS = RESULTS / "tuning_settings.json"
 QUESTIONS = 120  # of the held-out rows of the larger sets
 SEEDS = (0, 1, 2)
 RECIPE = Recipe(learning_rate=1e-3, batch_size=8, max_length=256, group_by_length=False)
@@ -63,12 +66,17 @@ def rates() -> list[Row]:
     ]  # fmt: skip
 
 
-def ranks() -> list[Row]:
-    """Ranks on the three tasks, with alpha = 2 x rank."""
+def ranks(tasks: tuple[str, ...] = ("easy", "medium")) -> list[Row]:
+    """Ranks, with alpha = 2 x rank."""
     return [
         case("rank", seed, task, rank=rank, alpha=2 * rank)
-        for task in EPOCHS for rank in (1, 4, 8, 16, 32, 64) for seed in SEEDS
+        for task in tasks for rank in (1, 4, 8, 16, 32, 64) for seed in SEEDS
     ]  # fmt: skip
+
+
+def hard_ranks() -> list[Row]:
+    """Ranks on code."""
+    return ranks(("hard",))
 
 
 def alphas() -> list[Row]:
@@ -143,6 +151,16 @@ def _mean(rows: list[Row], figure: str) -> float:
     return round(statistics.mean(row[figure] for row in rows), 4)
 
 
+def _figures(rows: list[Row]) -> Row:
+    """Means and spread over the seeds of one setting."""
+    scores = [100 * row["score"] for row in rows]
+    return {
+        "loss": _mean(rows, "loss"), "general": _mean(rows, "general"), "seeds": len(rows),
+        "score": round(statistics.mean(scores), 1),
+        "spread": round(max(scores) - min(scores), 1),
+    }  # fmt: skip
+
+
 def summary(rows: list[Row]) -> Row:
     """Of each method: its best rate, and means and spread of the seeds at each rate.
 
@@ -152,19 +170,35 @@ def summary(rows: list[Row]) -> Row:
     for method in ("full", "lora", "qlora"):
         at = {}
         for rate, of in _by_rate(rows, method).items():
-            scores = [100 * row["score"] for row in of]
-            at[f"{rate:.0e}"] = {
-                "loss": _mean(of, "loss"), "general": _mean(of, "general"), "seeds": len(of),
-                "score": round(statistics.mean(scores), 1),
-                "spread": round(max(scores) - min(scores), 1),
-            }  # fmt: skip
+            at[f"{rate:.0e}"] = _figures(of)
         best = best_rate(rows, method)
         made[method] = {"best_rate": best, "best": at[f"{best:.0e}"], "at": at}
     return made
 
 
+def rank_summary(rows: list[Row]) -> Row:
+    """Of each task: the best rank, the smallest that is as good, and means and spread of the seeds.
+
+    As good: its mean score is below the best one's by no more than the best one's seeds differ.
+    score, spread: % of right answers; loss, general: nats a token.
+    """
+    made: Row = {}
+    for task in dict.fromkeys(row["task"] for row in rows):
+        at: dict[int, Row] = {}
+        for rank in sorted({row["rank"] for row in rows}):
+            at[rank] = _figures([r for r in rows if (r["task"], r["rank"]) == (task, rank)])
+        best = max(at, key=lambda rank: at[rank]["score"])
+        least = at[best]["score"] - at[best]["spread"]
+        enough = min(rank for rank, of in at.items() if of["score"] >= least)
+        made[task] = {
+            "best_rank": best, "best": at[best], "enough_rank": enough,
+            "at": {str(rank): of for rank, of in at.items()},
+        }  # fmt: skip
+    return made
+
+
 RULES: tuple[Callable[[], list[Row]], ...] = (
-    ranks, alphas, batches, scalings, drawn, lengths, dropouts,
+    alphas, batches, scalings, drawn, lengths, dropouts, hard_ranks,
 )  # fmt: skip
 
 
@@ -209,15 +243,19 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="begin no rule after so many")
     parser.add_argument("--runs", type=int, help="stop after so many")
     given = parser.parse_args()
-    how = {"jobs": given.jobs, "most": given.runs,
+    how = {"jobs": given.jobs, "most": given.runs, "fresh": False,
            "until": time.monotonic() + 60 * (given.minutes or math.inf),
            "questions": QUESTIONS, "recipe": RECIPE.to_dict()}  # fmt: skip
+    about = {name: how[name] for name in ("questions", "recipe")}
     found = study.run(RATES, measure, rates(), **how)
-    if not study.missing(rates(), found):
-        about = {name: how[name] for name in ("questions", "recipe")}
-        study.write(RATES, found, **about, methods=summary(found))
-        wanted = [made for rule in RULES for made in rule()] + sizes(found)
-        study.run(SETTINGS, measure, wanted, **how)
+    if study.missing(rates(), found):
+        return
+    study.write(RATES, found, **about, methods=summary(found))
+    ranked = study.run(RANKS, measure, ranks(), **how)
+    if study.missing(ranks(), ranked):
+        return
+    study.write(RANKS, ranked, **about, ranks=rank_summary(ranked))
+    study.run(SETTINGS, measure, [made for rule in RULES for made in rule()] + sizes(found), **how)
 
 
 if __name__ == "__main__":

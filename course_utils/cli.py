@@ -82,6 +82,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_estimate(commands)
     _add_plan(commands)
 
+    merge = _add(commands, "merge", _merge, "join a run's adapter and its base into one model")
+    merge.add_argument("folder", metavar="run", help="the folder of a finished run")
+    merge.add_argument("--output", required=True, help="a new folder for the whole model")
+    merge.add_argument("--precision", default="bf16", help="bf16 (default), fp16 or fp32")
+
+    export = _add(commands, "export", _export, "write a run as one GGUF file, for llama.cpp")
+    export.add_argument(
+        "folder", metavar="run", help="the folder of a finished run, or of a whole model"
+    )
+    export.add_argument("--output", required=True, help="the file, such as model.gguf")
+    export.add_argument("--kind", default="f16", help="f16 (default), f32 or q8_0")
+
     claims = _add(commands, "claims", _claims, "the guide's numbers beside the measured ones")
     claims.add_argument("--section", help="of the guide: 3, 3.2 ...")
     claims.add_argument("--topic", help="memory, parameters, time, data, settings or quality")
@@ -117,6 +129,10 @@ def _add_estimate(commands: Any) -> None:
     say.add_argument("--dropout", type=float, help="of the adapter (default 0)")
     device = "cuda (default), or cpu for the resident memory of the process"
     say.add_argument("--device", default="cuda", help=device)
+    gpus = "that share every update's rows; figures are of one (default 1)"
+    say.add_argument("--gpus", type=int, default=1, help=gpus)
+    sharding = "of several GPUs: ddp (default), all weights on each, or fsdp, a part on each"
+    say.add_argument("--sharding", help=sharding)
     say.add_argument("--explain", action="store_true", help="the tensors behind each part")
 
 
@@ -125,6 +141,7 @@ def _add_plan(commands: Any) -> None:
     plan.description += ". Exit code 1 where nothing asked for fits."
     plan.add_argument("--model", required=True, help=MODEL_HELP)
     plan.add_argument("--vram", type=float, required=True, help="GiB that the card has")
+    plan.add_argument("--gpus", type=int, default=1, help="such cards (default 1)")
     length = f"tokens of the longest row (default {Recipe.max_length})"
     plan.add_argument("--length", type=int, default=Recipe.max_length, help=length)
     plan.add_argument("--batch", type=int, default=16, help="rows per update (default 16)")
@@ -181,8 +198,7 @@ def _train(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     run = training.run(
         recipe, rows, validation, output_dir=output, panel=panel, resume=options.resume
     )
-    if processes().main:
-        run.save(output)
+    run.save(output)
     return run.report.to_dict() | {"saved": str(output)}, f"{run.report}\n  saved       {output}"
 
 
@@ -221,12 +237,38 @@ def _generate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return {"prompt": prompt, "answer": answer, "model": options.model}, answer
 
 
+def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from . import ship
+
+    folder = ship.save_merged(options.folder, options.output, options.precision)
+    gib = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 2**30
+    result = {
+        "run": options.folder,
+        "saved": str(folder),
+        "precision": options.precision,
+        "gib": gib,
+    }
+    return result, f"{folder}: {gib:.2f} GiB of weights in {options.precision}"
+
+
+def _export(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from . import ship
+
+    path = ship.export(options.folder, options.output, options.kind)
+    gib = path.stat().st_size / 2**30
+    result = {"run": options.folder, "saved": str(path), "kind": options.kind, "gib": gib}
+    return result, f"{path}: {gib:.2f} GiB, {options.kind}"
+
+
 def _estimate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from . import memory
 
     recipe = _asked_recipe(options)
     length = None if recipe.packing else options.length
-    found = memory.estimate(recipe.model, recipe, length=length, device=options.device)
+    found = memory.estimate(
+        recipe.model, recipe, length=length, device=options.device, gpus=options.gpus,
+        sharding=options.sharding,
+    )  # fmt: skip
     result = found.to_dict() | {"recipe": recipe.to_dict()}
     text = [str(recipe), _memory_table(found)]
     if options.explain:
@@ -287,6 +329,7 @@ def _memory_table(found: Any) -> str:
 
     low, high = found.range_gib
     what = "GPU memory" if found.device == "cuda" else "resident memory"
+    what = f"{what} on each of {found.gpus} GPUs," if found.gpus > 1 else what
     totals = {"process": f"{what} of the process; should lie in {low:.2f} to {high:.2f}"}
     if found.device == "cuda":
         tensors = {"allocated": f"tensors, at their peak ({found.peak_at})"}
@@ -309,6 +352,7 @@ def _plan(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     found = memory.plan(
         options.model, options.vram, length=options.length, effective_batch=options.batch,
         rank=options.rank, targets=_names(options.targets), pure_bf16=options.pure_bf16,
+        gpus=options.gpus,
         methods=[name.strip() for name in options.method.split(",")],
     )  # fmt: skip
     made = found.to_dict()

@@ -38,6 +38,10 @@ def quiet() -> None:
     logging.getLogger("transformers.trainer_utils").addFilter(
         lambda record: "do not match the ones in the `trainer_state.json`" not in record.msg
     )
+    # Checkpoints are told apart by their numbers where a disk's times are too coarse.
+    logging.getLogger("transformers.trainer_utils").addFilter(
+        lambda record: "mtime may not be reliable" not in str(record.msg)
+    )
     # GPT-2's class name does not say which loss is its own; the default is the right one.
     logging.getLogger("transformers.modeling_utils").addFilter(
         lambda record: "`loss_type=" not in str(record.msg)

@@ -214,7 +214,8 @@ def encode(
         shown = ", ".join(map(str, empty[:20])) + (" ..." if len(empty) > 20 else "")
         raise CourseError(
             f"{len(empty)} of {len(rows)} rows keep no answer token within max_length={max_length} "
-            f"(row {shown}): raise max_length, or shorten or remove these rows."
+            f"(row {shown}): raise max_length, or shorten or remove these rows "
+            "(chapter 10, 'loss is flat: masked labels')."
         )
     lengths = [len(row["input_ids"]) for row in rows]
     labelled = sum(label != IGNORE for row in rows for label in row["labels"])

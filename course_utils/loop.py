@@ -19,6 +19,7 @@ import torch
 from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
@@ -30,8 +31,9 @@ from .loss import answers_only, summed_loss
 from .memory import current_gib
 from .oom import RanOutOfMemory, is_out_of_memory, let_go
 from .precision import DTYPES, autocast_for
-from .processes import processes, shared_loader, shares
+from .processes import Processes, own_part, processes, shared_loader, shares, weights_are_shared
 from .recipes import Recipe
+from .stopping import BestLook
 
 EPOCH_RANDOM = "epoch_random_state.pt"  # in a checkpoint: what the epoch's order was drawn from
 OPTIMIZERS = {
@@ -57,7 +59,8 @@ class AnswerTrainer(Trainer):
     def __init__(
         self, recipe, model, tokenizer, train, validation, folder, meter, report, precision, panel
     ) -> None:
-        place, self.processes = next(model.parameters()).device, processes()
+        place, self.processes = meter.device, processes()
+        self.shared = weights_are_shared()
         self.keeps_cache = getattr(model.config, "use_cache", None)  # the Trainer switches it off
         super().__init__(
             model=model,
@@ -71,10 +74,13 @@ class AnswerTrainer(Trainer):
         self.autocast = autocast_for("fp32" if pure else precision, place)
         pad = tokenizer.pad_token_id or 0
         self.validation = batches(validation, recipe.batch_size, pad) if validation else None
-        if self.validation:
+        if self.validation and not self.shared:  # else each batch needs all processes
             self.validation = self.validation[self.processes.index :: self.processes.count]
         self.model_accepts_loss_kwargs = True  # our forward divides by the whole batch's labels
         self.interrupted = False
+        self.best = None
+        if recipe.early_stopping:
+            self.best = BestLook(recipe.early_stopping, folder, writes=self.processes.main)
         self.remove_callback(PrinterCallback)
         self.watch, self.late = _Watch(self), LateLog(self._log_step)
         self.add_callback(self.watch)
@@ -87,17 +93,20 @@ class AnswerTrainer(Trainer):
         self.resumed, said = resume, None
         casting = disable_input_dtype_casting(self.model) if self._adapts() else None
         with contextlib.ExitStack() as stack:
-            stack.enter_context(answers_only(self.model))
+            stack.enter_context(answers_only(self.model, stock=self.shared))
             fast_decoder = stack.enter_context(self._fast_layers())
             self.data_collator = replace(self.data_collator, by_rows=fast_decoder is not None)
             stack.enter_context(_stop_on_interrupt(self))
-            self.trained = stack.enter_context(without_walks(self.model))
+            self.trained = None
+            if not self.shared:  # FSDP puts other parameters in the place of these
+                self.trained = stack.enter_context(without_walks(self.model))
             if casting is not None and self.autocast is not contextlib.nullcontext:
                 stack.enter_context(casting)  # autocast casts; PEFT need not do it again
             if self.recipe.checkpointing:
                 stack.callback(compat.disable_checkpointing, self.model)
             try:
                 self.train(resume_from_checkpoint=resume)
+                self._keep_best()
             except BaseException as error:
                 self.report.stopped = f"stopped by {type(error).__name__}"
                 if not is_out_of_memory(error):
@@ -130,10 +139,24 @@ class AnswerTrainer(Trainer):
         self.callback_handler.on_save(self.args, self.state, self.control)
         return Path(self.args.output_dir) / f"checkpoint-{step}"
 
+    def _keep_best(self) -> None:
+        """With early stopping, the weights of the best look in place of the last step's."""
+        if self.best is None or not self.best.found:
+            return
+        self.processes.total(0.0)  # all wait until the main one's file is whole
+        self.best.bring_back(self.model)
+        self.processes.total(0.0)  # and the file stays until all have read it
+        said = f"{self.report.stopped} after step {self.state.global_step}: {self.best}"
+        # an interrupted run's last note is how to go on
+        self.report.notes.insert(len(self.report.notes) - self.interrupted, said)
+
     def _fast_layers(self) -> Any:
         """The decoder layers made fast, where the recipe wants it and this model allows it."""
         recipe = self.recipe
         if recipe.method == "full" or not recipe.fast:
+            return contextlib.nullcontext()
+        if self.shared:
+            self.report.notes.append("stock layers, slower: weights are shared out (FSDP)")
             return contextlib.nullcontext()
         place = next(self.model.parameters()).device
         if recipe.base_precision == "fp8" and not fp8.native(place):
@@ -199,7 +222,9 @@ class AnswerTrainer(Trainer):
 
     def _clip_grad_norm(self, model):
         """The norm of all gradients, clipped; the Trainer's own, without a walk for them."""
-        return self.accelerator.clip_grad_norm_(self.trained, self.args.max_grad_norm)
+        trained = self.trained or [p for p in model.parameters() if p.requires_grad]
+        norm = self.accelerator.clip_grad_norm_(trained, self.args.max_grad_norm)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def _maybe_log_save_evaluate(self, tr_loss, grad_norm, *args, learning_rate=None, **kwargs):
         """The Trainer's own, but for the losses: those are read late (`ahead.LateLog`)."""
@@ -246,8 +271,8 @@ class AnswerTrainer(Trainer):
         if self.validation is None:
             return None
         self.meter.mark(None)
-        part = summed_loss(self.model, self.validation, autocast=self.autocast)
-        total, count = self.processes.total(*part)
+        part = summed_loss(self.model, self.validation, autocast=self.autocast, stock=self.shared)
+        total, count = part if self.shared else self.processes.total(*part)
         if not count:
             raise CourseError("There is no labelled token to evaluate on: check its answers.")
         value = total / count
@@ -318,7 +343,9 @@ class _Watch(TrainerCallback):
             self.panel.start(state.max_steps)
         self.report.losses = [_curve_point(e) for e in state.log_history if "loss" in e]
         self.report.steps = self.began_at = self.trainer.late.noted = state.global_step
-        self._validate(state)
+        if self.trainer.best and self.trainer.resumed:
+            self.trainer.best.read_from(Path(self.trainer.resumed))
+        self._validate(state, control)
         self._since = time.perf_counter()
 
     def on_epoch_begin(self, args, state, control, **kwargs):
@@ -346,7 +373,7 @@ class _Watch(TrainerCallback):
         self.meter.mark("step")
         self.updating = True
         if self._unproven:
-            _check_gradients(self.trainer.model)
+            _check_gradients(self.trainer.model, self.trainer.processes)
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.meter.mark(None)
@@ -356,7 +383,7 @@ class _Watch(TrainerCallback):
         self.report.steps = state.global_step
         self._note_step()
         if self._unproven and not self.trainer.accelerator.optimizer_step_was_skipped:
-            _check_adapter_moved(self.trainer.model)
+            _check_adapter_moved(self.trainer.model, self.trainer.processes)
             self._unproven = False  # an fp16 scaler skips steps while it looks for its scale
         of = self.trainer.processes
         if of.count > 1:  # whoever was interrupted: all stop after the same step
@@ -367,7 +394,7 @@ class _Watch(TrainerCallback):
         every = self.trainer.recipe.evaluate_every
         last = state.global_step >= state.max_steps
         if (every and state.global_step % every == 0) or last:
-            self._pause(self._validate, state)
+            self._pause(self._validate, state, control)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not logs or "loss" not in logs:
@@ -376,7 +403,8 @@ class _Watch(TrainerCallback):
         if not math.isfinite(point["loss"]):
             raise CourseError(
                 f"The loss became {point['loss']} at step {state.global_step}: lower the learning "
-                "rate, use bf16 or fp32 instead of fp16, or look for broken rows (chapter 10)."
+                "rate, use bf16 or fp32 instead of fp16, or look for broken rows "
+                "(chapter 10, 'loss is NaN')."
             )
         self.report.losses.append(point)
         self._show(state, loss=point["loss"])
@@ -386,6 +414,8 @@ class _Watch(TrainerCallback):
         if self.trainer.processes.main:
             self.trainer.recipe.save(folder / "recipe.yaml")
             torch.save(self._epoch_state, folder / EPOCH_RANDOM)
+            if self.trainer.best:
+                self.trainer.best.keep_in(folder, state.global_step)
         if self.report.stopped == "interrupted":
             self.report.notes.append(
                 f"interrupted after step {state.global_step} of {state.max_steps}; to go on: "
@@ -404,10 +434,15 @@ class _Watch(TrainerCallback):
         work(*arguments)
         self._since = time.perf_counter()
 
-    def _validate(self, state) -> None:
-        value = self.trainer.evaluate_now()
-        if value is not None:
-            self._show(state, validation_loss=value)
+    def _validate(self, state, control) -> None:
+        value, best = self.trainer.evaluate_now(), self.trainer.best
+        if value is None:
+            return
+        self._show(state, validation_loss=value)
+        if best and best.look(state.global_step, value, self.trainer.model):
+            control.should_training_stop = True
+            if state.global_step < state.max_steps and self.report.stopped == "finished":
+                self.report.stopped = "stopped early"
 
     def _show(self, state, **figures) -> None:
         if not self.panel:
@@ -438,22 +473,29 @@ def _curve_point(entry: dict[str, Any]) -> dict[str, float]:
     return point | {name: value for name, value in more.items() if math.isfinite(value)}
 
 
-def _check_gradients(model: nn.Module) -> None:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if not any(p.grad is not None and bool(p.grad.any()) for p in trained):
+def _check_gradients(model: nn.Module, of: Processes) -> None:
+    gradients = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
+    if not _any_not_zero(gradients, of):
         raise CourseError(
             "No gradient reached any trainable weight in the first step: check that the labels "
-            "are not all masked and that checkpointing is non-reentrant (chapter 10)."
+            "are not all masked, that alpha is not 0 and that checkpointing is non-reentrant "
+            "(chapter 10, 'gradients that do not arrive')."
         )
 
 
-def _check_adapter_moved(model: nn.Module) -> None:
+def _any_not_zero(values: list[torch.Tensor], of: Processes) -> bool:
+    """Whether any number of these, or of the parts that other processes hold, is not 0."""
+    return bool(of.total(any(bool(own_part(value).any()) for value in values))[0])
+
+
+def _check_adapter_moved(model: nn.Module, of: Processes) -> None:
     """An adapter starts with B = 0; after one step B must have moved somewhere."""
     b_matrices = [p for n, p in model.named_parameters() if "lora_B" in n and p.requires_grad]
-    if b_matrices and not any(bool(p.any()) for p in b_matrices):
+    if b_matrices and not _any_not_zero(b_matrices, of):
         raise CourseError(
             "After the first step every B matrix of the adapter is still zero, so it changes "
-            "nothing: check the learning rate, alpha, and that the targets are used (chapter 10)."
+            "nothing: check the learning rate, alpha, and that the targets are used (chapter 10, "
+            "'loss is flat: rate')."
         )
 
 

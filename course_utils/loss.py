@@ -147,13 +147,14 @@ def logits_finish(config: Any) -> Any:
 
 
 @contextlib.contextmanager
-def answers_only(model: nn.Module) -> Iterator[None]:
+def answers_only(model: nn.Module, stock: bool = False) -> Iterator[None]:
     """Inside the block, the model's forward with `labels` uses `answer_loss`.
 
     `model` is a causal language model or a PEFT model around one.  The method sits on the base
     model itself, so that wrappers (PEFT, DDP) stay in the path; calls without labels
     (generation) run as before.  A model that makes its logits in a way unknown here keeps its own
-    loss: right, though slower.
+    loss: right, though slower; with `stock` every model does (FSDP gathers an output layer's weight
+    when that layer is called, and `answer_loss` reads it without a call).
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     decoder = getattr(base, getattr(base, "base_model_prefix", ""), None)
@@ -162,7 +163,7 @@ def answers_only(model: nn.Module) -> Iterator[None]:
             f"{type(base).__name__} is no causal language model with an output layer."
         )
     plain, finish = base.forward, logits_finish(base.config)
-    known = _makes_its_logits_so(base, decoder, finish)
+    known = not stock and _makes_its_logits_so(base, decoder, finish)
 
     def forward(
         self, *args: Any, labels=None, num_items_in_batch=None, label_positions=None, **inputs: Any
@@ -231,14 +232,15 @@ def mean_loss(
 
 @torch.no_grad()
 def summed_loss(
-    model: nn.Module, batches: Iterable[dict[str, Tensor]], *, autocast: Any = None
-) -> tuple[float, int]:
-    """(loss summed over all labelled tokens, in nats; their number)."""
+    model: nn.Module, batches: Iterable[dict[str, Tensor]], *, autocast: Any = None,
+    stock: bool = False,
+) -> tuple[float, int]:  # fmt: skip
+    """(loss summed over all labelled tokens, in nats; their number).  stock: see `answers_only`."""
     was_training, place = model.training, next(model.parameters()).device
     model.eval()
     total, count = 0.0, 0
     try:
-        with answers_only(model):
+        with answers_only(model, stock):
             for batch in batches:
                 batch = {name: value.to(place) for name, value in batch.items()}
                 labels = int((batch["labels"][:, 1:] != IGNORE).sum())

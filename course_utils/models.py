@@ -57,6 +57,7 @@ def load(
     *,
     dtype: torch.dtype = torch.float32,
     quantize: bool = False,
+    storage: torch.dtype | None = None,
     on: torch.device | str | None = None,
     seed: int = 0,
 ) -> PreTrainedModel:
@@ -66,6 +67,8 @@ def load(
     (`PretrainedConfig`, or a path to a config `.json`) for random weights drawn with `seed`.
     `quantize=True` holds the linear layers in NF4 with double quantization (QLoRA,
     arXiv:2305.14314, section 3) and computes in `dtype`, on a GPU and on the CPU alike.
+    storage: how the packed 4-bit numbers are declared (default uint8; the bits are the same).  To
+    be shared out among processes (FSDP) they have to be of the other weights' type.
     Remote code is never run and pickled weights are never read.  Raises CourseError.
     """
     place = torch.device(on) if on is not None else device()
@@ -78,6 +81,7 @@ def load(
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_storage=storage,
         )
         options["device_map"] = {"": place}
     config = _as_config(name)
@@ -249,7 +253,8 @@ def target_layers(model: nn.Module, targets: str | Iterable[str] = "all-linear")
         if missing:
             raise CourseError(
                 f"{type(model).__name__} has no layer called {', '.join(missing)}: its linear "
-                f"layers are {', '.join(short)}; name some of these, or use targets='all-linear'."
+                f"layers are {', '.join(short)}; name some of these, or use targets='all-linear' "
+                "(chapter 10, 'target modules not found')."
             )
         found = [name for name in layers if _short(name) in wanted]
     if not found:
@@ -318,7 +323,8 @@ def keep_4bit_trainable(model: nn.Module) -> int:
             raise CourseError(
                 "This 4-bit model was used for inference before, and bitsandbytes then repacked "
                 "its weights in a form that passes no gradients on: load it again with "
-                "models.load(..., quantize=True), which prevents that."
+                "models.load(..., quantize=True), which prevents that "
+                "(chapter 10, '4-bit model used before training')."
             )
         layer.support_avx512bf16_for_cpu = False
     return len(layers)

@@ -41,7 +41,8 @@ class RanOutOfMemory(CourseError, torch.OutOfMemoryError):
         super().__init__(
             f"Memory ran out {when}, with batch_size={recipe.batch_size}{kept}: lower batch_size "
             "and raise gradient_accumulation by the same factor, set checkpointing=True, or let "
-            f"ModelTrainer(memory_budget_gib=...) see to it. The allocator said: {said}"
+            "ModelTrainer(memory_budget_gib=...) see to it (chapter 10, 'out of memory'). The "
+            f"allocator said: {said}"
         )
 
 

@@ -21,7 +21,10 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 def choose_precision(recipe: Recipe, place: torch.device) -> tuple[str, str]:
     """(precision, why): the recipe's own, or the faster one here by a short timing."""
     if recipe.precision == "fp16" and place.type == "cpu":
-        raise CourseError("fp16 training needs a GPU: on a CPU use precision='auto' or 'fp32'.")
+        raise CourseError(
+            "fp16 training needs a GPU: on a CPU use precision='auto' or 'fp32' "
+            "(chapter 10, 'fp16')."
+        )
     if recipe.precision != "auto":
         return recipe.precision, "as the recipe says"
     if place.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):

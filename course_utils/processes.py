@@ -4,8 +4,10 @@
 
 A recipe means the same however many there are: an update sees `effective_batch` rows, in the same
 order, and its loss is divided by the answer tokens of all of them.  So the loss curve is that of
-one process, and a checkpoint goes on in any number.  Gradients travel by PyTorch's DDP, which the
-Trainer sets up; what is here deals out the rows and adds up what each process counted.
+one process, and a checkpoint goes on in any number.  Gradients travel by PyTorch's DDP, or, where
+the launcher's file says so, weights, gradients and optimizer states are shared out among the
+processes as well (FSDP2); the Trainer and accelerate set that up.  What is here deals out the rows,
+adds up what each process counted, and gathers what was shared out.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.data_loader import SeedableRandomSampler
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, RandomSampler, Sampler
 
 from .errors import CourseError
@@ -71,6 +74,35 @@ def processes() -> Processes:
         return Processes()
     state = PartialState(cpu=not torch.cuda.is_available())
     return Processes(state.num_processes, state.process_index)
+
+
+def weights_are_shared() -> bool:
+    """Whether each process is to hold only a part of every weight (FSDP).
+
+    `accelerate launch` tells its processes so by environment variables.
+    """
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return asked and processes().count > 1
+
+
+def own_part(value: Tensor) -> Tensor:
+    """What this process holds of a tensor; all of it where nothing is shared out."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def whole_weights(model: nn.Module) -> dict[str, Tensor] | None:
+    """The trained weights of a model, gathered on the CPU; None where they are not shared out.
+
+    Each process must call this at the same point; the main one gets the values.
+    """
+    if not any(isinstance(weight, DTensor) for weight in model.parameters()):
+        return None
+    whole = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        if weight.requires_grad:
+            value = weight.detach().full_tensor() if isinstance(weight, DTensor) else weight
+            whole[name] = value.cpu()
+    return whole
 
 
 def shares(recipe: Recipe, count: int) -> tuple[int, int]:

@@ -27,6 +27,9 @@ SWITCHES = ("rslora", "packing", "group_by_length", "offload", "fast", "kernels"
 DEFAULT_LEARNING_RATE = {"full": 1e-4, "lora": 1e-3, "qlora": 1e-3}
 
 
+ALPHA_0 = ": an adapter scaled by 0 trains nothing (chapter 10, 'loss is flat: alpha is 0')"
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What to train and how.
@@ -54,6 +57,9 @@ class Recipe:
     "fp8" holds and multiplies the frozen weights in 8 bits, on GPUs that can (Ada, Hopper and
     later).  Experimental: what it costs in quality on a real model is not measured yet.
     evaluate_every, save_every: in steps; None evaluates at the end only and saves no checkpoint.
+    early_stopping: looks (one every `evaluate_every` steps) without a new lowest held-out loss
+    after which the run ends; the model is given back as it was at the best look, which may come
+    early in a run that goes through as well.
     """
 
     model: str = "smollm2"
@@ -85,6 +91,7 @@ class Recipe:
     base_precision: str = "auto"
     evaluate_every: int | None = None
     save_every: int | None = None
+    early_stopping: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -157,13 +164,13 @@ def _problems(recipe: Recipe):
             yield f"{name} is {getattr(recipe, name)!r} and must be one of {', '.join(allowed)}"
     for name in ("rank", "batch_size", "gradient_accumulation", "max_length"):
         yield from _whole(recipe, name)
-    for name in ("max_steps", "evaluate_every", "save_every", "pack_length"):
+    for name in ("max_steps", "evaluate_every", "save_every", "early_stopping", "pack_length"):
         if getattr(recipe, name) is not None:
             yield from _whole(recipe, name)
     for name in ("alpha", "learning_rate", "epochs", "max_grad_norm"):
         value = getattr(recipe, name)
         if value is not None and not (_is_number(value) and value > 0):
-            hint = ": an adapter scaled by 0 trains nothing" if name == "alpha" else ""
+            hint = ALPHA_0 if name == "alpha" else ""
             yield f"{name} is {value!r} and must be above 0{hint}"
     for name, top in (("dropout", 1), ("warmup", 1), ("weight_decay", math.inf)):
         value = getattr(recipe, name)
@@ -181,6 +188,8 @@ def _problems(recipe: Recipe):
         yield "base_precision 'fp8' needs fast=True"
     if recipe.offload and not (recipe.checkpointing and recipe.fast):
         yield "offload moves what checkpointing keeps: it needs checkpointing=True and fast=True"
+    if recipe.early_stopping and not recipe.evaluate_every:
+        yield "early_stopping counts looks at the held-out loss: it needs evaluate_every"
     if not recipe.targets:
         yield "targets is empty: name layers, or write 'all-linear'"
     yield from _wrong_kinds(recipe)

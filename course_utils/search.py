@@ -43,6 +43,7 @@ FIXED = {
     "max_length": "all trials must be judged on the same tokens",
     "evaluate_every": "the study's `looks` say how often a trial is judged",
     "save_every": "the models of trials are not kept",
+    "early_stopping": "a trial is judged by its last look, and `pruner` ends it early",
 }
 SAMPLERS = ("grid", "random", "tpe")
 PRUNERS = {
@@ -235,7 +236,8 @@ class Study:
     def _loss(self, trial: optuna.Trial) -> float | None:
         """The loss on the validation rows after training; None where that was interrupted."""
         recipe = self.recipe(trial.params)
-        recipe = recipe.replace(evaluate_every=self._every(recipe), save_every=None)
+        looks = {"evaluate_every": self._every(recipe), "early_stopping": None}
+        recipe = recipe.replace(save_every=None, **looks)
         known = self.optuna.get_trials(deepcopy=False)[trial.number].intermediate_values
         judge = _Judge(trial, self.looks, known)
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

@@ -26,12 +26,12 @@ from .loop import AnswerTrainer, Panel
 from .memory import MemoryMeter, device_name
 from .oom import RanOutOfMemory, is_out_of_memory, let_go
 from .precision import DTYPES, choose_precision
-from .processes import processes
+from .processes import processes, weights_are_shared, whole_weights
 from .recipes import Recipe
 from .report import RunReport, load_report, versions
 
 MAY_CHANGE = (
-    "evaluate_every", "save_every", "checkpointing", "offload", "fast", "kernels",
+    "evaluate_every", "save_every", "early_stopping", "checkpointing", "offload", "fast", "kernels",
 )  # fmt: skip  # between a run and its resumption
 Rows = Sequence[Conversation] | Encoded
 
@@ -81,6 +81,7 @@ def run(
     tokenizer = tokenizer or models.load_tokenizer(recipe.model)
     train = _encoded(train, tokenizer, recipe)
     validation = None if validation is None else _encoded(validation, tokenizer, recipe)
+    _check_looks(recipe, validation)
     set_seed(recipe.seed)
     with meter.phase("load"):
         model = _ready(recipe, model, precision, place, resume)
@@ -98,6 +99,8 @@ def run(
     try:
         trainer.fit(str(resume) if resume else None)
     finally:
+        if trainer.best:
+            trainer.best.forget()
         with contextlib.suppress(OSError):
             folder.rmdir()  # only where it stayed empty
         report.memory = meter.report()
@@ -113,6 +116,20 @@ def _encoded(rows: Rows, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> 
             f"max_length={recipe.max_length}: encode them with that length, or raise the recipe's."
         )
     return packed(rows, recipe.pack_length or recipe.max_length) if recipe.packing else rows
+
+
+def _check_looks(recipe: Recipe, validation: Encoded | None) -> None:
+    """Whether early stopping has something to look at, and weights to keep."""
+    if recipe.early_stopping and weights_are_shared():
+        raise CourseError(
+            "early_stopping keeps the best weights, which no process holds where they are shared "
+            "out (FSDP): leave it out, or launch with DDP."
+        )
+    if recipe.early_stopping and validation is None:
+        raise CourseError(
+            "early_stopping ends a run by its held-out loss, and there are no held-out rows: give "
+            "validation rows that are not trained on (chapter 10, 'overfitting')."
+        )
 
 
 def _check_fit(model: nn.Module, train: Encoded) -> None:
@@ -170,7 +187,12 @@ def _load_base(recipe: Recipe, precision: str, place: torch.device) -> PreTraine
     # Weights that are trained stay in fp32 (autocast computes in `precision`): an update of
     # 1e-5 would vanish in bf16's 8 bits.  Frozen weights lose nothing by being held short.
     dtype = _trained_in(recipe) if recipe.method == "full" else DTYPES[precision]
-    return models.load(recipe.model, dtype=dtype, quantize=recipe.method == "qlora", on=place)
+    quantize, shared = recipe.method == "qlora", weights_are_shared()
+    if shared and not quantize:  # whole on no GPU: FSDP moves each process's part there
+        place = torch.device("cpu")
+    return models.load(
+        recipe.model, dtype=dtype, quantize=quantize, storage=dtype if shared else None, on=place
+    )
 
 
 def _trained_in(recipe: Recipe) -> torch.dtype:
@@ -254,8 +276,13 @@ def _new_report(
 
 
 def save(run: Run, folder: str | Path) -> Path:
-    """Write adapter or model (safetensors), tokenizer, recipe.yaml and report.json to `folder`."""
-    folder = Path(folder)
+    """Write adapter or model (safetensors), tokenizer, recipe.yaml and report.json to `folder`.
+
+    In a training of several processes each calls this, and the main one writes.
+    """
+    folder, whole = Path(folder), whole_weights(run.model)
+    if not processes().main:
+        return folder
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(run.model, PeftModel):
         # The embedded model's folder is a path of this machine: name its home on the Hub, in the
@@ -267,6 +294,8 @@ def save(run: Run, folder: str | Path) -> Path:
     with compat.without_progress_bars():
         # "auto" would ask the Hub for the base's config, to see whether its vocabulary has grown
         options = {"save_embedding_layers": False} if isinstance(run.model, PeftModel) else {}
+        if whole is not None:  # weights that were shared out
+            options["state_dict"] = whole
         run.model.save_pretrained(folder, **options)
     run.tokenizer.save_pretrained(folder)
     run.recipe.save(folder / "recipe.yaml")
@@ -280,7 +309,7 @@ def newest_checkpoint(folder: str | Path) -> Path:
     if not found:
         raise CourseError(
             f"{folder} holds no checkpoint to go on from: set save_every in the recipe, or "
-            "interrupt a run once, and one is kept there."
+            "interrupt a run once, and one is kept there (chapter 10, 'resume restarts')."
         )
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]))
 

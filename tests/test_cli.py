@@ -21,7 +21,8 @@ ROWS = [
     {"instruction": "翻译成英文：你好", "output": "Hello"},
 ]
 COMMANDS = [
-    "quickstart", "train", "check-data", "generate", "estimate", "plan", "claims", "fetch",
+    "quickstart", "train", "check-data", "generate", "estimate", "plan", "merge", "export",
+    "claims", "fetch",
 ]  # fmt: skip
 
 

@@ -9,19 +9,31 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_models
+import torch
+from safetensors.torch import load_file
 from torch.utils.data import SequentialSampler
 
+from course_utils import models
 from course_utils.errors import CourseError
 from course_utils.processes import Processes, Shares, processes, shares
 from course_utils.recipes import Recipe
 
 HERE = Path(__file__).parent
+ADAPTER = "adapter_model.safetensors"
 
 
-def train(tmp_path, count: int, name: str, resume="", **fields):
-    """The report of a training in `count` processes; its checkpoints are in tmp_path/name."""
+FILES = HERE.parent / "configs" / "accelerate"
+
+
+def train(tmp_path, count: int, name: str, resume="", launcher="ddp.yaml", **fields):
+    """The report of a training in `count` processes; its checkpoints are in tmp_path/name.
+
+    launcher: a shipped file for `accelerate launch`.
+    """
     result = tmp_path / f"{name}.json"
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(FILES / launcher)]
+    launch += ["--num_processes", str(count), "--main_process_port", "0"]
     command = [sys.executable, *(launch if count > 1 else []), str(HERE / "train_shared.py")]
     more = {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
@@ -76,6 +88,46 @@ def test_accumulation_and_rows_by_length_are_shared_too(folder):
     assert curve(train(folder, 2, "long2", **ways)) == pytest.approx(
         curve(train(folder, 1, "long1", **ways)), abs=1e-4
     )
+
+
+@pytest.fixture(scope="module")
+def shared_out(folder):
+    """Two processes that hold a part of every weight each."""
+    return train(folder, 2, "fsdp2", launcher="fsdp2.yaml", save_every=5)
+
+
+def test_weights_that_are_shared_out_have_the_loss_curve_of_one(alone, shared_out):
+    assert shared_out["processes"] == 2 and 0.45 < shared_out["held"] < 0.55
+    assert shared_out["units"] == 5  # two layers; embedding (and head), last norm, the whole
+    assert curve(shared_out) == pytest.approx(curve(alone), abs=1e-4)
+    found = [[loss for _, loss in r["validation_losses"]] for r in (shared_out, alone)]
+    assert found[0] == pytest.approx(found[1], abs=1e-4)
+    assert any("shared out (FSDP)" in note for note in shared_out["notes"])
+
+
+def test_an_adapter_that_was_shared_out_is_saved_whole(folder, alone, shared_out):
+    kept = [load_file(folder / name / "saved" / ADAPTER) for name in ("fsdp2", "alone")]
+    assert kept[0].keys() == kept[1].keys()
+    for name, weight in kept[1].items():
+        torch.testing.assert_close(kept[0][name], weight, atol=1e-3, rtol=1e-3)
+
+
+def test_a_checkpoint_that_was_shared_out_goes_on_in_three(folder, alone, shared_out):
+    report = train(
+        folder, 3, "fsdp3", launcher="fsdp2.yaml", save_every=5,
+        resume=folder / "fsdp2" / "checkpoint-10",
+    )  # fmt: skip
+    assert report["processes"] == 3 and curve(report) == pytest.approx(curve(alone), abs=1e-4)
+
+
+def test_packed_4_bit_weights_are_shared_out_too(folder):
+    base = folder / "base"
+    tiny_models.model("llama", vocab_size=tiny_models.FEW).save_pretrained(base)
+    models.load_tokenizer().save_pretrained(base)
+    ways = {"model": str(base), "method": "qlora", "epochs": 1}
+    shared = train(folder, 2, "qlora2", launcher="fsdp2.yaml", **ways)
+    assert 0.45 < shared["held"] < 0.55
+    assert curve(shared) == pytest.approx(curve(train(folder, 1, "qlora1", **ways)), abs=1e-4)
 
 
 def test_each_row_of_an_update_goes_to_one_process():

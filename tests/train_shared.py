@@ -5,10 +5,25 @@ import sys
 from pathlib import Path
 
 import tiny_models
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+from torch.distributed.fsdp import FSDPModule
 
 from course_utils import models, training
-from course_utils.processes import processes
+from course_utils.processes import own_part, processes, weights_are_shared
 from course_utils.recipes import Recipe
+
+
+def allow_sharing_on_cpus() -> None:
+    """accelerate shares weights out (FSDP) on GPUs only; PyTorch itself does it on CPUs too."""
+    begin = AcceleratorState.__init__
+
+    def init(self, *arguments, **keywords):
+        PartialState(cpu=True)
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        begin(self, *arguments, **keywords)
+
+    AcceleratorState.__init__ = init
 
 
 def main() -> None:
@@ -21,14 +36,31 @@ def main() -> None:
     } | json.loads(fields))  # fmt: skip
     rows = tiny_models.encoded(26)
     held_out = tiny_models.encoded(7)
-    model = tiny_models.model("llama", vocab_size=tiny_models.FEW)
+    model = None  # the recipe's own, a folder
+    if recipe.model == "tiny":
+        model = tiny_models.model("llama", vocab_size=tiny_models.FEW)
+    if weights_are_shared():
+        allow_sharing_on_cpus()
     run = training.run(
         recipe, rows, held_out, model=model, tokenizer=models.load_tokenizer(),
         output_dir=folder, resume=resume or None,
     )  # fmt: skip
+    run.save(Path(folder) / "saved")
     if processes().main:
-        made = run.report.to_dict() | {"processes": processes().count}
+        units = sum(isinstance(module, FSDPModule) for module in run.model.modules())
+        made = run.report.to_dict() | {
+            "processes": processes().count, "units": units, "held": _held(run.model),
+        }  # fmt: skip
         Path(result).write_text(json.dumps(made), encoding="utf-8")
+
+
+def _held(model) -> float:
+    """The share of the weights that this process holds between steps."""
+    for unit in model.modules():
+        if isinstance(unit, FSDPModule):
+            unit.reshard()  # a forward pass leaves the last unit gathered, for a backward pass
+    weights = list(model.parameters())
+    return sum(own_part(w).numel() for w in weights) / sum(w.numel() for w in weights)
 
 
 if __name__ == "__main__":

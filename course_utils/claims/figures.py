@@ -191,9 +191,14 @@ def percent(what: str, *refs: Ref, **more: Any) -> Figure:
     return Figure(what, refs, "%", **more)
 
 
-def saving(what: str, smaller: Ref, larger: Ref) -> Figure:
+def mixed(name: str, rows: int) -> Ref:
+    """The peak of `benchmarks/cures.py`'s memory row: in which precision, rows a step."""
+    return Ref("cures_memory", "peak_gib", {"name": name, "rows": rows})
+
+
+def saving(what: str, smaller: Ref, larger: Ref, **more: Any) -> Figure:
     """By how many % `smaller` is below `larger`."""
-    return percent(what, smaller, larger, combine=lambda a, b: 100 * (1 - a / b))
+    return percent(what, smaller, larger, combine=lambda a, b: 100 * (1 - a / b), **more)
 
 
 def times(what: str, dividend: Ref, divisor: Ref, **more: Any) -> Figure:

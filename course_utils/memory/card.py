@@ -25,28 +25,29 @@ class _Limited(Allocator):
         super().__init__()
         self.limit = limit
 
-    def take(self, size: int) -> Block:
-        pool = self.small if size <= SMALL else self.large
+    def take(self, size: int, stream: str = "") -> Block:
+        pool = self.pool(stream, size <= SMALL)
         if bisect_left(pool.order, (size, 0)) == len(pool.order):  # a new segment
             if self.reserved + _segment(size) > self.limit:
                 self.empty_cache()
             if self.reserved + _segment(size) > self.limit:
                 raise _Full
-        return super().take(size)
+        return super().take(size, stream)
 
 
 def passes(ledger: Ledger, limit: int) -> bool:
     """Whether the ledger's run needs no more than `limit` reserved bytes at any time."""
     allocator, blocks = _Limited(limit), {}
-    sizes = [kind.size for kind in ledger.kinds]
+    sizes, streams = [kind.size for kind in ledger.kinds], ledger.streams
     try:
         for number, _ in ledger.events:
             if number is None:
                 allocator.empty_cache()
             elif number >= 0 and sizes[number]:
-                blocks[number] = allocator.take(sizes[number])
+                blocks[number] = allocator.take(sizes[number], streams.get(number, ""))
             elif number < 0 and ~number in blocks:
-                allocator.give(blocks.pop(~number), sizes[~number] <= SMALL)
+                made = blocks.pop(~number)
+                allocator.give(made, sizes[~number] <= SMALL, streams.get(~number, ""))
     except _Full:
         return False
     return True

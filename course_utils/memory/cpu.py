@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from .estimate import GIB, Estimate, parts_of, trained_count, write
+from .estimate import GIB, Estimate, parts_of, write
 from .job import ACTIVATIONS, WORKSPACE, Job
 from .ledger import MIB, replay
 
@@ -33,7 +33,7 @@ def estimate_cpu(job: Job) -> Estimate:
         moments={}, peak_at="one of all moments", device="cpu",
         range_gib=(sum(low.values()) * LEAST, sum(high.values()) * MOST),
         notes=["resident memory of the process on a CPU: not VRAM, and not what a GPU would need"],
-        parameters=job.shape.parameters, trained=trained_count(write(job)[1]),
+        parameters=job.shape.parameters, trained=write(job)[1].trained_count,
     )  # fmt: skip
 
 

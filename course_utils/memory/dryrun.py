@@ -6,6 +6,9 @@ is let go.  No formula of `estimate` is used.  What a GPU does otherwise than to
 put in its place: fused attention, the in-place steps of `kernels`, and the operations that
 autocast runs in fp32 on CUDA.  Takes seconds, and works for any causal model of transformers in
 bf16 and rows without padding; 4-bit and fp8 weights, and 8-bit optimizers, are not covered.
+
+For several GPUs it runs what the first of them does under torch's own FSDP2, over torch's process
+group for tests that sends nothing (torch.testing._internal.distributed.fake_pg).
 """
 
 from __future__ import annotations
@@ -37,32 +40,32 @@ class StorageCounter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.alive, self.now = 0, 0
+        self.alive = 0
         self.peaks: dict[str, int] = {}
         self.phase = "load"
         self._seen: dict[int, weakref.ref] = {}
+        self._sizes: dict[int, int] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         made = func(*args, **(kwargs or {}))
         for tensor in tree_flatten(made)[0]:
             if isinstance(tensor, Tensor):
-                self._count(tensor)
-        self.peaks[self.phase] = max(self.peaks.get(self.phase, 0), self.alive)
+                self.count(getattr(tensor, "_local_tensor", tensor))  # of a DTensor
         return made
 
-    def _count(self, tensor: Tensor) -> None:
+    def count(self, tensor: Tensor) -> None:
+        """See its storage, or that its size has changed."""
         storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._seen:
-            return
-        size = -(-storage.nbytes() // 512) * 512
+        key, size = storage._cdata, -(-storage.nbytes() // 512) * 512
+        if key not in self._seen:
+            self._seen[key] = weakref.ref(storage, lambda _: self._gone(key))
+        self.alive += size - self._sizes.get(key, 0)
+        self._sizes[key] = size
+        self.peaks[self.phase] = max(self.peaks.get(self.phase, 0), self.alive)
 
-        def gone(_, key=key, size=size) -> None:
-            if self._seen.pop(key, None) is not None:
-                self.alive -= size
-
-        self._seen[key] = weakref.ref(storage, gone)
-        self.alive += size
+    def _gone(self, key: int) -> None:
+        if self._seen.pop(key, None) is not None:
+            self.alive -= self._sizes.pop(key)
 
 
 def _in_fp32(function: Any) -> Any:
@@ -135,10 +138,11 @@ def _in_place_steps() -> fast.Steps:
     )
 
 
-def _chunk(weight: Tensor):
+def _chunk(head: nn.Module):
     """`loss._by_kernel` without its kernel."""
 
     def make(summed: Any, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        weight = head.weight
         logits = states.to(weight.dtype) @ weight.t()
         losses = logits.new_empty(len(logits), dtype=torch.float32)
         return losses.sum(), logits @ weight
@@ -173,14 +177,17 @@ def _as_on_a_gpu(model: nn.Module) -> Iterator[None]:
         patch(mock.patch.object(fast, "Steps", lambda: steps))
         patch(mock.patch.object(loss, "labelled", _all_labelled))
         if frozen:
-            patch(mock.patch.object(loss, "_by_autograd", _chunk(head.weight)))
+            patch(mock.patch.object(loss, "_by_autograd", _chunk(head)))
         yield
 
 
-def dry_run(config: Any, recipe: Recipe, length: int, *, steps: int = 2) -> dict[str, float]:
+def dry_run(
+    config: Any, recipe: Recipe, length: int, *, steps: int = 2, gpus: int = 1
+) -> dict[str, float]:
     """Peak GiB of each phase (load, forward, backward, step) of `steps` steps.
 
-    config: of transformers.  length: tokens of a row.
+    config: of transformers.  length: tokens of a row.  gpus: that weights are sharded over; the
+    recipe is what one of them runs.
     """
     if recipe.method == "qlora" or recipe.base_precision == "fp8" or recipe.optimizer != "adamw":
         raise CourseError("The dry run covers bf16 and fp32 weights with AdamW; use `estimate`.")
@@ -188,11 +195,73 @@ def dry_run(config: Any, recipe: Recipe, length: int, *, steps: int = 2) -> dict
     dtype = torch.bfloat16 if short else torch.float32
     with torch.device("meta"):
         model = _prepared(AutoModelForCausalLM.from_config(config, dtype=dtype), recipe)
-    with FakeTensorMode(allow_non_fake_inputs=True), StorageCounter() as counter:
+    with contextlib.ExitStack() as stack:
+        mesh = stack.enter_context(_mesh(gpus)) if gpus > 1 else None
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        counter = stack.enter_context(StorageCounter())
         _fill(model)
-        with _as_on_a_gpu(model), loss.answers_only(model), _layers(model, recipe), _casting(model):
-            _steps(model, recipe, length, counter, steps)
+        stack.enter_context(_as_on_a_gpu(model))
+        stack.enter_context(loss.answers_only(model))
+        if mesh is None:
+            stack.enter_context(_layers(model, recipe))
+        else:
+            stack.enter_context(_resizes_counted(counter))
+            shard(model, mesh, recipe)
+        stack.enter_context(_casting(model))
+        _steps(model, recipe, length, counter, steps)
     return {name: size / GIB for name, size in counter.peaks.items()}
+
+
+@contextlib.contextmanager
+def _mesh(gpus: int) -> Iterator[Any]:
+    """A mesh of processes of which this is the first, and the others are not there."""
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=gpus)
+    try:
+        yield init_device_mesh("cpu", (gpus,))
+    finally:
+        distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _resizes_counted(counter: StorageCounter) -> Iterator[None]:
+    """FSDP frees gathered parameters by resizing their storage, which no operation shows."""
+    from torch.distributed.fsdp._fully_shard import _fsdp_param
+
+    with contextlib.ExitStack() as stack:
+        for name in ("alloc_storage", "free_storage"):
+            plain = getattr(_fsdp_param, name)
+
+            def resize(tensor: Tensor, plain=plain) -> None:
+                plain(tensor)
+                counter.count(tensor)
+
+            stack.enter_context(mock.patch.object(_fsdp_param, name, resize))
+        yield
+
+
+def shard(model: nn.Module, mesh: Any, recipe: Recipe) -> None:
+    """FSDP2 in the units of accelerate's `fsdp2_prepare_model`, mixed precision as it sets it."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    decoder, short = fast.decoder_of(model), torch.bfloat16
+    blocks = decoder.h if hasattr(decoder, "h") else decoder.layers
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    norm = decoder.ln_f if hasattr(decoder, "ln_f") else decoder.norm
+    pure = recipe.base_precision == "bf16"
+    policy = MixedPrecisionPolicy() if pure else MixedPrecisionPolicy(short, short, short)
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    tied = embedding.weight is head.weight
+    if not tied:
+        fully_shard(embedding, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    tail = [norm, embedding, head] if tied else [norm, head]
+    fully_shard(tail, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
 def _prepared(model: nn.Module, recipe: Recipe) -> nn.Module:
@@ -233,7 +302,11 @@ def _steps(model: nn.Module, recipe: Recipe, length: int, counter: StorageCounte
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
     pure = recipe.base_precision == "bf16"  # as in `loop`: no autocast over weights in bf16
-    for _ in range(steps):
+    parts = min(2, recipe.gradient_accumulation)
+    for number in range(steps * parts):
+        last = number % parts == parts - 1
+        if hasattr(model, "set_requires_gradient_sync"):  # as accelerate's `no_sync`
+            model.set_requires_gradient_sync(last)
         tokens = torch.zeros(recipe.batch_size, length, dtype=torch.int64)
         counter.phase = "forward"
         with torch.autocast("cpu", torch.bfloat16, enabled=not pure):
@@ -241,6 +314,8 @@ def _steps(model: nn.Module, recipe: Recipe, length: int, counter: StorageCounte
         counter.phase = "backward"
         value.backward()
         del value  # as in the Trainer: with it goes the graph
+        if not last:
+            continue
         counter.phase = "step"
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

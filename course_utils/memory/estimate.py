@@ -29,6 +29,7 @@ from .job import (
 )
 from .ledger import Kind, Ledger, Moment, Peaks, Piece, replay
 from .shapes import shape_of
+from .sharded import Replicas, ShardedHeld, shared_notes, sharing
 from .stock import StockLayers
 
 GIB = 2**30
@@ -55,6 +56,7 @@ class Estimate:
     `max_memory_reserved`.  process_gib: what nvidia-smi shows for the process, the CUDA context
     included.  parts: what is alive at the highest moment; they add up to allocated_gib.
     moments: the highest point of each moment of the run.  range_gib: where process_gib should lie.
+    Of several GPUs that train together every figure is of one; see `sharded` for `sharding`.
     """
 
     allocated_gib: float
@@ -68,6 +70,8 @@ class Estimate:
     parameters: int
     trained: int
     device: str = "cuda"
+    gpus: int = 1
+    sharding: str = "none"
     live: Counter[Kind] = field(default_factory=Counter, repr=False)
 
     def formula(self, part: str) -> str:
@@ -87,11 +91,12 @@ class Estimate:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         names = ("allocated_gib", "reserved_gib", "process_gib", "parts", "moments", "peak_at",
-                 "notes", "parameters", "trained", "device")  # fmt: skip
+                 "notes", "parameters", "trained", "device", "gpus", "sharding")  # fmt: skip
         return {name: getattr(self, name) for name in names} | {"range_gib": list(self.range_gib)}
 
     def __str__(self) -> str:
         what = "GPU memory" if self.device == "cuda" else "resident memory of the process, not VRAM"
+        what += f" on each of {self.gpus} GPUs" if self.gpus > 1 else ""
         lines = [
             f"{self.process_gib:.2f} GiB of {what} "
             f"({self.range_gib[0]:.2f} to {self.range_gib[1]:.2f}), highest at: {self.peak_at}"
@@ -110,6 +115,8 @@ def estimate(
     device: str = "cuda",
     labelled: float = 1.0,
     torch_version: str | None = None,
+    gpus: int = 1,
+    sharding: str | None = None,
 ) -> Estimate:
     """What `training.run` will take of memory, without running anything.
 
@@ -118,12 +125,18 @@ def estimate(
     device: "cuda" for one NVIDIA GPU; "cpu" for the resident memory of the process.
     labelled: share of positions that are scored (answers only: less than 1).
     torch_version: of the machine that trains; default the one here.
+    gpus: that share every update's rows, as `processes.shares` deals them out; figures are of one.
+    sharding: "ddp" (default for several): each holds all weights, as `training.run` has it.
+    "fsdp": each keeps its part of weights, gradients and optimizer states (`sharded.Units`).
     Raises CourseError for what is not known or cannot run.
     """
     job = make_job(
-        model, recipe, length=length, labelled=labelled, torch_version=torch_version
+        model, recipe, length=length, labelled=labelled, torch_version=torch_version,
+        gpus=gpus, sharding=sharding,
     )  # fmt: skip
     if device == "cpu":
+        if gpus > 1:
+            raise CourseError("Several GPUs are asked for, and device is 'cpu': use 'cuda'.")
         from .cpu import estimate_cpu
 
         return estimate_cpu(job)
@@ -135,7 +148,7 @@ def estimate(
 
 def make_job(
     model: Any, recipe: Recipe, *, length: int | None = None, labelled: float = 1.0,
-    torch_version: str | None = None,
+    torch_version: str | None = None, gpus: int = 1, sharding: str | None = None,
 ) -> Job:  # fmt: skip
     """Shape, recipe and length, checked."""
     shape = shape_of(model)
@@ -146,7 +159,8 @@ def make_job(
         raise CourseError(f"length is {length!r} and must be a whole number of at least 2 tokens.")
     precision = "bf16" if recipe.precision == "auto" else recipe.precision
     varlen_gqa = _torch_at_least(torch_version, 2, 13)
-    job = Job(shape, recipe, length, labelled, varlen_gqa, precision)
+    recipe, sharding = sharing(recipe, gpus, sharding)
+    job = Job(shape, recipe, length, labelled, varlen_gqa, precision, gpus, sharding)
     job.check()
     return job
 
@@ -165,7 +179,7 @@ def _torch_at_least(version: str | None, *wanted: int) -> bool:
 def write(job: Job) -> tuple[Ledger, Held]:
     """All events of a run: loading, then two optimizer steps (the second finds the states)."""
     ledger = Ledger()
-    held = Held(job, ledger)
+    held = (ShardedHeld if job.sharding == "fsdp" else Held)(job, ledger)
     held.load()
     held.add_adapters()
     ledger.now = "preparation"
@@ -174,10 +188,15 @@ def write(job: Job) -> tuple[Ledger, Held]:
     layers = (FastLayers if job.fast else StockLayers)(job, ledger, held)
     layers.build()
     ledger.empty_cache()  # the Trainer does so before its first step
+    replicas = Replicas(job, held, ledger)
+    replicas.prepare()
     states: list[Piece] = []
+    parts = min(2, job.recipe.gradient_accumulation)
     for step in range(2):
         grads: list[Piece] = []
-        for part in range(min(2, job.recipe.gradient_accumulation)):
+        for part in range(parts):
+            held.units.sends = part == parts - 1
+            replicas.before_pass(last=part == parts - 1)
             _pass(job, ledger, layers, grads, workspace if step == part == 0 else 0)
         ledger.now = "optimizer step"
         if not states:
@@ -265,7 +284,9 @@ def _summary(job: Job, held: Held, peaks: Peaks) -> Estimate:
         range_gib=(process * (1 - error), process * (1 + error)),
         notes=_notes(job, paged),
         parameters=job.shape.parameters,
-        trained=trained_count(held),
+        trained=held.trained_count,
+        gpus=job.gpus,
+        sharding=job.sharding,
         live=peaks.live(top.at),
     )
 
@@ -279,13 +300,8 @@ def parts_of(peaks: Peaks) -> dict[str, float]:
     return {name: gib for name, gib in parts.items() if gib > 0}
 
 
-def trained_count(held: Held) -> int:
-    """Trained parameters."""
-    return sum(_count(dims) for _, dims, _ in held.trained)
-
-
 def _notes(job: Job, paged: float) -> list[str]:
-    notes = []
+    notes = shared_notes(job)
     if not job.fast:
         notes.append(f"stock layers: {job.why_stock()}")
         notes.append("rows without padding: a mask over padded rows would take more")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from ..errors import CourseError
 from ..recipes import Recipe
@@ -24,6 +25,7 @@ class Job:
 
     length: tokens of a row, padding or packing included.  labelled: share of positions that are
     scored.  varlen_gqa: whether attention over packed rows takes fewer key heads (torch 2.13 on).
+    gpus: that train together; recipe: what one of them runs.  sharding: "none", "ddp" or "fsdp".
     """
 
     shape: Shape
@@ -32,6 +34,8 @@ class Job:
     labelled: float = 1.0
     varlen_gqa: bool = False
     precision: str = "bf16"
+    gpus: int = 1
+    sharding: str = "none"
 
     @property
     def tokens(self) -> int:
@@ -54,11 +58,21 @@ class Job:
         return self.recipe.method == "full"
 
     @property
-    def held(self) -> int:
-        """Bytes of a base weight that is not quantized."""
+    def kept(self) -> int:
+        """Bytes of a base weight that is not quantized, as it is kept between steps."""
         if self.full and self.recipe.base_precision != "bf16":
             return 4
         return self.width if not self.full else 2
+
+    @property
+    def held(self) -> int:
+        """The same of a weight as a step finds it: FSDP gathers it in what is computed in."""
+        return min(self.kept, self.width) if self.sharding == "fsdp" else self.kept
+
+    @property
+    def adapter(self) -> int:
+        """Bytes of an adapter's weight as a step finds it."""
+        return self.width if self.sharding == "fsdp" else 4
 
     @property
     def autocast(self) -> bool:
@@ -85,6 +99,8 @@ class Job:
         shape, recipe = self.shape, self.recipe
         if self.full:
             return "full fine-tuning runs the stock layers"
+        if self.sharding == "fsdp":
+            return "FSDP gathers one stock layer after the other"
         if not recipe.fast:
             return "fast=False"
         if shape.family not in FAST_FAMILIES:
@@ -128,6 +144,33 @@ class Job:
             raise CourseError(f"base_precision='fp8' needs the fast layers: {self.why_stock()}.")
 
 
+class Whole:
+    """Nothing is sharded: what `sharded.Units` does at each of these moments is not done."""
+
+    sends = True
+
+    def enter(self, name: object) -> None:
+        """Before a module runs forward."""
+
+    def leave(self, name: object) -> None:
+        """After it."""
+
+    def end_forward(self) -> None:
+        """After the whole model."""
+
+    def start_backward(self) -> None:
+        """At the loss."""
+
+    def back_to(self, name: object) -> None:
+        """Before a module's backward pass."""
+
+    def done(self, name: object, leaves: object, needs: bool = True) -> None:
+        """After it."""
+
+    def end_backward(self, leaves: object) -> list[Piece] | None:
+        """After the whole; None: gradients stay where they are."""
+
+
 class Held:
     """What stays on the card from loading to the end, and the trained weights among it."""
 
@@ -135,6 +178,12 @@ class Held:
         self.job, self.ledger = job, ledger
         self.trained: list[tuple[str, tuple[int, ...], int]] = []  # place, dims, bytes a number
         self.layers: list[dict[str, Piece]] = [{} for _ in range(job.shape.layers)]
+        self.units = Whole()
+
+    @property
+    def trained_count(self) -> int:
+        """Trained parameters."""
+        return sum(prod(dims) for _, dims, _ in self.trained)
 
     def load(self) -> None:
         """The base model's parameters, one after the other, as `models.load` puts them there."""
@@ -162,11 +211,16 @@ class Held:
         with self.ledger.short(WEIGHTS, "being quantized [outputs x inputs]", *dims):
             new(WEIGHTS, "4-bit linear layers [outputs x inputs]", *dims, width=0.5)
             with self.ledger.short(WORKSPACE, "scales in fp32", blocks, width=4):
-                new(CONSTANTS, "a scale of 1 B for 64 weights", blocks, width=1)
-                new(CONSTANTS, "a scale of 4 B for 256 scales", -(-blocks // 256), width=4)
-                new(CONSTANTS, "code of 16 levels", 16, width=4)
-                new(CONSTANTS, "code of 256 levels", 256, width=4)
-                new(CONSTANTS, "offset", 1, width=4)
+                self._constants(blocks)
+
+    def _constants(self, blocks: int) -> None:
+        """What bitsandbytes keeps to read a matrix of so many blocks of 64."""
+        new = self.ledger.new
+        new(CONSTANTS, "a scale of 1 B for 64 weights", blocks, width=1)
+        new(CONSTANTS, "a scale of 4 B for 256 scales", -(-blocks // 256), width=4)
+        new(CONSTANTS, "code of 16 levels", 16, width=4)
+        new(CONSTANTS, "code of 256 levels", 256, width=4)
+        new(CONSTANTS, "offset", 1, width=4)
 
     def add_adapters(self) -> None:
         """LoRA's A and B in fp32, as PEFT holds them."""

@@ -62,19 +62,32 @@ class Ledger:
     """Events in the order in which they happen.
 
     events: (number of a piece, moment); the bitwise complement of the number where it is freed.
+    stream: of CUDA, on which new pieces are made; streams: of those not made on the usual one, by
+    number.
     """
 
     def __init__(self) -> None:
         self.kinds: list[Kind] = []
         self.events: list[tuple[int | None, str]] = []
         self.now = "load"
+        self.stream = ""
+        self.streams: dict[int, str] = {}
 
     def new(self, part: str, name: str, *dims: int, width: float = 2) -> Piece:
         """A tensor of these dimensions, with `width` bytes for each number."""
         piece = Piece(self, Kind(part, name, dims, width), len(self.kinds))
         self.kinds.append(piece.kind)
         self.events.append((piece.number, self.now))
+        if self.stream:
+            self.streams[piece.number] = self.stream
         return piece
+
+    @contextmanager
+    def on_stream(self, name: str) -> Iterator[None]:
+        """What the block makes is made on this stream."""
+        before, self.stream = self.stream, name
+        yield
+        self.stream = before
 
     @contextmanager
     def short(self, part: str, name: str, *dims: int, width: float = 2) -> Iterator[Piece]:
@@ -134,15 +147,22 @@ class Pool:
 
 
 class Allocator:
-    """torch's caching allocator for one stream: best fit, split, merged again when freed."""
+    """torch's caching allocator: best fit, split, merged again when freed; pools by stream."""
 
     def __init__(self) -> None:
-        self.small, self.large = Pool(ROUND), Pool(SMALL + 1)
+        self.pools: dict[tuple[str, bool], Pool] = {}
         self.allocated = self.reserved = self.top = 0
 
-    def take(self, size: int) -> Block:
+    def pool(self, stream: str, small: bool) -> Pool:
+        """Free blocks of one stream: what was made on one is never handed out on another."""
+        pool = self.pools.get((stream, small))
+        if pool is None:
+            pool = self.pools[stream, small] = Pool(ROUND if small else SMALL + 1)
+        return pool
+
+    def take(self, size: int, stream: str = "") -> Block:
         size = max(ROUND, -(-size // ROUND) * ROUND)
-        pool = self.small if size <= SMALL else self.large
+        pool = self.pool(stream, size <= SMALL)
         block = pool.best(size)
         if block is None:
             whole = _segment(size)
@@ -159,8 +179,8 @@ class Allocator:
         self.allocated += block.size
         return block
 
-    def give(self, block: Block, small: bool) -> None:
-        pool = self.small if small else self.large
+    def give(self, block: Block, small: bool, stream: str = "") -> None:
+        pool = self.pool(stream, small)
         self.allocated -= block.size
         before, after = block.before, block.after
         if before is not None and before.address in pool.blocks:
@@ -179,7 +199,7 @@ class Allocator:
         pool.add(block)
 
     def empty_cache(self) -> None:
-        for pool in (self.small, self.large):
+        for pool in self.pools.values():
             for block in list(pool.blocks.values()):
                 if block.before is None and block.after is None:
                     pool.remove(block)
@@ -235,15 +255,16 @@ class Peaks:
 def replay(ledger: Ledger) -> Peaks:
     """Run a ledger's events through the allocator."""
     allocator, peaks, blocks = Allocator(), Peaks(ledger), {}
-    sizes = [kind.size for kind in ledger.kinds]
+    sizes, streams = [kind.size for kind in ledger.kinds], ledger.streams
     for at, (number, name) in enumerate(ledger.events):
         if number is None:
             allocator.empty_cache()
         elif number >= 0:
             if sizes[number]:
-                blocks[number] = allocator.take(sizes[number])
+                blocks[number] = allocator.take(sizes[number], streams.get(number, ""))
         elif ~number in blocks:
-            allocator.give(blocks.pop(~number), sizes[~number] <= SMALL)
+            made = blocks.pop(~number)
+            allocator.give(made, sizes[~number] <= SMALL, streams.get(~number, ""))
         moment = peaks.moments.get(name) or peaks.moments.setdefault(name, Moment(name))
         if allocator.allocated > moment.allocated:
             moment.allocated, moment.at = allocator.allocated, at

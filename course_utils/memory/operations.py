@@ -20,6 +20,7 @@ class Operations:
 
     def __init__(self, job: Job, ledger: Ledger, held: Held) -> None:
         self.job, self.ledger, self.held, self.shape = job, ledger, held, job.shape
+        self.units = held.units
         self.n, self.d, self.f = job.tokens, job.shape.width, job.shape.mlp_width
         self.attention = Attention(job, ledger)
         self.graph = Graph(ledger)
@@ -94,8 +95,10 @@ class Operations:
             base = clone
         rank = self.job.recipe.rank
         dropped = self.dropout(x, layer.inputs, self.job.recipe.dropout)
-        a = self.product(dropped, (rank, layer.inputs), (key, "A"), "x A.T", held=4)
-        b = self.product(a, (layer.outputs, rank), (key, "B"), "adapter's output", held=4)
+        a = self.product(dropped, (rank, layer.inputs), (key, "A"), "x A.T", held=self.job.adapter)
+        b = self.product(
+            a, (layer.outputs, rank), (key, "B"), "adapter's output", held=self.job.adapter
+        )
         dropped.drop(), a.drop()
         scaled = self.elementwise(b, layer.outputs, "adapter's output, scaled")
         b.drop()

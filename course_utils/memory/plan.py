@@ -22,8 +22,10 @@ from .estimate import GIB, Estimate, estimate, make_job, write
 from .known import KNOWN
 from .ledger import Ledger
 from .shapes import Shape, shape_of
+from .sharded import rows_of, sharing
 
 SPARE_GIB = 0.25  # beside the estimate's own error: what a display or the driver takes of a card
+GPU_COUNTS = (2, 4, 8, 16)  # cards that are looked at where one does not do
 CARDS = (6, 8, 10, 12, 16, 24, 32, 40, 48, 80, 96, 141, 180)  # GiB that cards are sold with
 
 # Seconds of a step of 4 x 1024 tokens on one H200: Llama-2-7B's shape with 49,152 words (6.88e9
@@ -47,6 +49,11 @@ RANKED_BY = (
     "other cards, the factors need not"
 )
 
+SENDING = (
+    "several GPUs: calculated, not measured on any; what NCCL needs of memory and sending takes of "
+    "time is in no figure here, so leave room"
+)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -64,19 +71,23 @@ class Choice:
     traded: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        r = self.recipe
-        rows = f"{r.batch_size} x {r.gradient_accumulation} rows of {self.length:,} tokens"
-        parts = [r.method, rows]
+        r, gpus = self.recipe, self.estimate.gpus
+        size, batches = (r.batch_size, r.gradient_accumulation) if gpus == 1 else rows_of(r, gpus)
+        rows = f"{size} x {batches} rows of {self.length:,} tokens"
+        parts = [r.method, rows if gpus == 1 else f"{rows} on each GPU"]
+        if gpus > 1:
+            parts.append(self.estimate.sharding.upper())
         if r.checkpointing:
             every = "" if r.checkpointing == 1 else f" of every {r.checkpointing}nd layer"
             every = every.replace("3nd", "3rd").replace("4nd", "4th")
             parts.append(f"checkpointing{every}" + (" with offload" if r.offload else ""))
-        return ", ".join(parts) + f": from {self.needs_gib:.1f} GiB"
+        cards = f"{gpus} x " if gpus > 1 else ""
+        return ", ".join(parts) + f": from {cards}{self.needs_gib:.1f} GiB"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do on a card of `vram_gib`; `recipe` is None where nothing asked for fits.
+    """What to do on `gpus` cards of `vram_gib` each; `recipe` is None where nothing fits.
 
     traded: what the recipe gives up against LoRA without checkpointing.  alternatives: the next
     best that fit, fastest first.  nearest: where nothing fits, what would, closest to the wish.
@@ -89,6 +100,12 @@ class Plan:
     nearest: tuple[Choice, ...] = ()
     smallest: Choice | None = None
     notes: tuple[str, ...] = (MARGIN, RANKED_BY)
+    gpus: int = 1
+
+    @property
+    def sharding(self) -> str | None:
+        """How the best one holds its weights: "none", "ddp" or "fsdp"."""
+        return self.best.estimate.sharding if self.best else None
 
     @property
     def recipe(self) -> Recipe | None:
@@ -109,6 +126,8 @@ class Plan:
         """Plain values for JSON."""
         return {
             "vram_gib": self.vram_gib,
+            "gpus": self.gpus,
+            "sharding": self.sharding,
             "model": self.model,
             "best": _plain(self.best),
             "alternatives": [_plain(choice) for choice in self.alternatives],
@@ -118,7 +137,8 @@ class Plan:
         }
 
     def __str__(self) -> str:
-        head = f"{self.model} on a card of {self.vram_gib:g} GiB"
+        cards = "a card" if self.gpus == 1 else f"{self.gpus} cards"
+        head = f"{self.model} on {cards} of {self.vram_gib:g} GiB"
         if self.best is None:
             lines = [f"{head}: nothing asked for fits"]
             if self.smallest:
@@ -160,6 +180,7 @@ def plan(
     targets: str | Sequence[str] = "all-linear",
     methods: Sequence[str] = ("lora", "qlora"),
     pure_bf16: bool = False,
+    gpus: int = 1,
 ) -> Plan:
     """The recipe for a card of `vram_gib` GiB that trains fastest.
 
@@ -167,6 +188,8 @@ def plan(
     the longest row (default 512); or lengths: of all rows, for a ranking by what they really hold.
     effective_batch: rows per update, which every choice keeps.  methods: which may be chosen.
     pure_bf16: let "full" hold its weights in bf16, where small updates are lost (see `Recipe`).
+    gpus: so many such cards.  What fits with all weights on each (DDP) is preferred; where nothing
+    does, weights are sharded over them (FSDP, on stock layers).
     Raises CourseError for values that cannot be.
     """
     shape = shape_of(model)
@@ -184,7 +207,7 @@ def plan(
         dropout=0.0,  # the fast layers know no dropout
         base_precision="bf16" if pure_bf16 and tuple(methods) == ("full",) else "auto",
     )
-    return plan_recipe(base, vram_gib, model=shape, lengths=lengths, methods=methods)
+    return plan_recipe(base, vram_gib, model=shape, lengths=lengths, methods=methods, gpus=gpus)
 
 
 def plan_recipe(
@@ -196,6 +219,7 @@ def plan_recipe(
     methods: Sequence[str] | None = None,
     fixed: Sequence[str] = (),
     device: str = "cuda",
+    gpus: int = 1,
 ) -> Plan:
     """The same for a recipe of one's own: only what memory depends on and results do not is chosen.
 
@@ -204,21 +228,43 @@ def plan_recipe(
     """
     if not isinstance(vram_gib, int | float) or isinstance(vram_gib, bool) or not vram_gib > 0:
         raise CourseError(f"vram_gib is {vram_gib!r}: give the card's memory in GiB, such as 8.")
-    job = _Wish(recipe, shape_of(recipe.model if model is None else model), lengths, device)
-    found = _fitting(job, methods or (recipe.method,), set(fixed), vram_gib)
-    if found:
-        choices = _worth_naming(job, sorted(found, key=job.rank), vram_gib)
-        return Plan(vram_gib, job.shape.name, choices[0], tuple(choices[1:]))
-    ways = _ways(recipe, methods or (recipe.method,), set(fixed), device)
+    wish = _Wish(recipe, shape_of(recipe.model if model is None else model), lengths, device)
+    jobs, methods, held = _shared(wish, gpus), methods or (recipe.method,), set(fixed)
+    notes = (MARGIN, RANKED_BY) if gpus == 1 else (MARGIN, RANKED_BY, SENDING)
+    for job in jobs:
+        found = _fitting(job, methods, held, vram_gib)
+        if found:
+            choices = _worth_naming(job, sorted(found, key=job.rank), vram_gib)
+            best, *others = choices
+            return Plan(vram_gib, job.shape.name, best, tuple(others), notes=notes, gpus=gpus)
+    job = jobs[-1]
+    ways = _ways(job, methods, held)
     smallest = min((job.choice(group[0]) for group in ways), key=lambda choice: choice.needs_gib)
     nearest = tuple(_nearest(job, smallest, vram_gib))
-    return Plan(vram_gib, job.shape.name, None, nearest=nearest, smallest=smallest)
+    if any(choice.estimate.gpus > 1 for choice in nearest):
+        notes = (MARGIN, RANKED_BY, SENDING)
+    return Plan(vram_gib, job.shape.name, None, nearest=nearest, smallest=smallest, notes=notes,
+                gpus=gpus)  # fmt: skip
+
+
+def _shared(wish: _Wish, gpus: int) -> list[_Wish]:
+    """The wish on several GPUs: all weights on each, or else sharded; itself on one."""
+    sharing(wish.recipe, gpus, None)  # raises for what cannot be
+    if gpus == 1:
+        return [wish]
+    if wish.device != "cuda":
+        raise CourseError("Several GPUs are asked for, and device is 'cpu': use 'cuda'.")
+    made = [dataclasses.replace(wish, gpus=gpus, sharding="ddp")]
+    if wish.recipe.base_precision != "fp8" and wish.recipe.optimizer == "adamw":
+        stock = wish.recipe.replace(fast=False, offload=False)  # which alone can be sharded
+        made.append(_Wish(stock, wish.shape, wish.lengths, wish.device, gpus, "fsdp"))
+    return made
 
 
 def _fitting(job: _Wish, methods: Sequence[str], fixed: set[str], vram_gib: float) -> list[Recipe]:
     """All ways that fit; where a micro-batch fits, smaller ones do as well."""
     found: list[Recipe] = []
-    for group in _ways(job.recipe, methods, fixed, job.device):
+    for group in _ways(job, methods, fixed):
         low, high = 0, len(group)
         while low < high:
             middle = (low + high) // 2
@@ -257,6 +303,8 @@ class _Wish:
     shape: Shape
     lengths: Sequence[int] | None
     device: str
+    gpus: int = 1
+    sharding: str = "none"
     known: dict[Recipe, Estimate] = field(default_factory=dict)
 
     @property
@@ -267,10 +315,14 @@ class _Wish:
         return min(max(self.lengths or [self.recipe.max_length]), self.recipe.max_length)
 
     def seconds(self, way: Recipe) -> float:
-        """Per token, as on the H200."""
+        """Per token, as on the H200; of several GPUs together, without what sending takes."""
         row = statistics.fmean(self.lengths) if self.lengths else self.length
         row = self.length if way.packing else min(row, self.length)
-        return seconds_per_token(self.shape, way, way.batch_size * row, self.device)
+        if self.gpus == 1:
+            return seconds_per_token(self.shape, way, way.batch_size * row, self.device)
+        size, batches = rows_of(way, self.gpus)
+        each = seconds_per_token(self.shape, way, size * row, self.device)
+        return each * size * batches / way.effective_batch
 
     def rank(self, way: Recipe) -> tuple[Any, ...]:
         """Faster first; for the same speed LoRA before QLoRA, and a pass of about `TOKENS`."""
@@ -292,13 +344,19 @@ class _Wish:
     def estimated(self, way: Recipe) -> tuple[Estimate, float]:
         """(the estimate, the factor to its upper end)."""
         if way not in self.known:
-            self.known[way] = estimate(self.shape, way, length=self.length, device=self.device)
+            self.known[way] = estimate(
+                self.shape, way, length=self.length, device=self.device, gpus=self.gpus,
+                sharding=self.sharding,
+            )  # fmt: skip
         made = self.known[way]
         return made, made.range_gib[1] / made.process_gib
 
     def ledger(self, way: Recipe) -> Ledger:
         """Every tensor of the run."""
-        return write(make_job(self.shape, way, length=self.length))[0]
+        job = make_job(
+            self.shape, way, length=self.length, gpus=self.gpus, sharding=self.sharding
+        )  # fmt: skip
+        return write(job)[0]
 
     def choice(self, way: Recipe, fits_gib: float = math.inf) -> Choice:
         """The way with its figures.  fits_gib: a card that is known to do."""
@@ -346,21 +404,21 @@ def _ideal(shape: Shape) -> float:
 # ------------------------------------------------------------------------------- what there is
 
 
-def _ways(
-    recipe: Recipe, methods: Sequence[str], fixed: set[str], device: str
-) -> Iterator[list[Recipe]]:
+def _ways(job: _Wish, methods: Sequence[str], fixed: set[str]) -> Iterator[list[Recipe]]:
     """Every recipe that differs from the wish in what may be chosen, in groups.
 
     Of each method first the group with the least memory; within a group the batch grows.
     """
-    rows = recipe.effective_batch
+    recipe, rows = job.recipe, job.recipe.effective_batch
     batches = [size for size in range(1, rows + 1) if rows % size == 0]
+    most = math.ceil(rows / job.gpus)  # rows of one GPU: a larger batch is the same there
+    batches = [size for at, size in enumerate(batches) if at == 0 or batches[at - 1] < most]
     if fixed & {"batch_size", "gradient_accumulation"}:
         batches = [recipe.batch_size]
     everies = [recipe.checkpointing] if "checkpointing" in fixed else [True, 2, 4, False]
     for method in methods:
         changed = _as(recipe, method)
-        offload = recipe.offload if "offload" in fixed else may_offload(changed, device)
+        offload = recipe.offload if "offload" in fixed else may_offload(changed, job.device)
         for every in everies:
             yield [
                 changed.replace(
@@ -402,6 +460,11 @@ def _trades(way: Recipe, job: _Wish) -> Iterator[str]:
         more = job.seconds(way) / whole
         if more > 1 + SAME_SPEED:
             yield f"micro-batches of {way.batch_size}: {_percent(more)} more time than all at once"
+    if job.sharding == "fsdp":
+        yield (
+            f"weights sharded over {job.gpus} GPUs: every pass gathers them anew, layer by layer, "
+            "at the speed of the links between the GPUs (not measured)"
+        )
     if way.base_precision == "bf16":
         yield "weights and optimizer in bf16: small updates are rounded away"
 
@@ -414,7 +477,7 @@ def _percent(factor: float) -> str:
 
 
 def _nearest(job: _Wish, smallest: Choice, vram_gib: float) -> Iterator[Choice]:
-    """Shorter rows, another method, a smaller model, a larger card: each as near as can be."""
+    """Shorter rows, another method, a smaller model, more GPUs, a larger card: each near."""
     shorter = _shorter(job, smallest, vram_gib)
     if shorter:
         yield shorter
@@ -427,6 +490,9 @@ def _nearest(job: _Wish, smallest: Choice, vram_gib: float) -> Iterator[Choice]:
     model = _smaller_model(job, smallest, vram_gib)
     if model:
         yield model
+    more = _more_gpus(job, smallest, vram_gib)
+    if more:
+        yield more
     card = next((size for size in CARDS if size >= smallest.needs_gib), None)
     if card and job.device == "cuda":  # the same, with more room
         yield _traded(smallest, f"a card of {card} GiB")
@@ -459,7 +525,7 @@ def _at_length(job: _Wish, way: Recipe, length: int) -> _Wish:
     """The wish for this way alone, with rows cut at `length`."""
     changed = way.replace(max_length=length, pack_length=None)
     lengths = [min(tokens, length) for tokens in job.lengths] if job.lengths else None
-    return _Wish(changed, job.shape, lengths, job.device)
+    return dataclasses.replace(job, recipe=changed, lengths=lengths, known={})
 
 
 def _smaller_model(job: _Wish, smallest: Choice, vram_gib: float) -> Choice | None:
@@ -472,10 +538,24 @@ def _smaller_model(job: _Wish, smallest: Choice, vram_gib: float) -> Choice | No
             continue
         way = smallest.recipe.replace(model=shape.name)
         try:
-            choice = _Wish(way, shape, job.lengths, job.device).choice(way)
+            choice = dataclasses.replace(job, recipe=way, shape=shape, known={}).choice(way)
         except CourseError:  # other layer names than the recipe's targets
             continue
         if choice.needs_gib <= vram_gib:
             billions = f"{shape.parameters / 1e9:.1f} B parameters"
             return _traded(choice, f"a smaller model, {shape.name} ({billions})")
+    return None
+
+
+def _more_gpus(job: _Wish, smallest: Choice, vram_gib: float) -> Choice | None:
+    """The fewest cards of this size that do, with weights sharded over them."""
+    rows, optimizer = smallest.recipe.effective_batch, smallest.recipe.optimizer
+    if job.device != "cuda" or smallest.recipe.base_precision == "fp8" or optimizer != "adamw":
+        return None
+    for gpus in GPU_COUNTS:
+        if job.gpus < gpus <= rows:
+            wish = _shared(dataclasses.replace(job, gpus=1, sharding="none", known={}), gpus)[-1]
+            way = smallest.recipe.replace(fast=False, offload=False)
+            if wish.fits(way, vram_gib):
+                return _traded(wish.choice(way, vram_gib), f"{gpus} GPUs, weights sharded")
     return None

@@ -137,6 +137,7 @@ class StockLayers(Operations):
     def forward(self) -> None:
         """Embedding, layers, last norm."""
         job, shape, width = self.job, self.shape, self.job.held
+        self.units.enter("positions")
         x = self._embedding(width)
         angles = self.n if job.recipe.packing else job.length
         self.turns = [
@@ -148,8 +149,11 @@ class StockLayers(Operations):
         for layer in range(shape.layers):
             self.marks.append(len(self.graph.nodes))
             run = self._checkpointed if job.checkpointed(layer) else self.block
+            self.units.enter(layer)
             x = run(x, layer)
+            self.units.leave(layer)
         self.marks.append(len(self.graph.nodes))
+        self.units.enter("norm")
         self.hidden = self._norm(x, "norm")
         x.drop()
         for piece in self.embedded:
@@ -160,8 +164,10 @@ class StockLayers(Operations):
         shape, full = self.shape, self.job.full
         table = (shape.vocabulary, self.d)
         leaf = self._leaf("embedding", table, width) if full else Value(None, width, False)
+        self.units.enter("embedding")
         x = self._tokens("embedded tokens", self.d, width)
         x = self.graph.op(x, width, [leaf], [], lambda grad: [self._embedding_grad(table, width)])
+        self.units.leave("embedding")
         x.needs = full or bool(self.job.every)  # PEFT asks for it where layers are checkpointed
         self.first, self.embedded = x, [x.piece.keep()]
         if x.needs and not full:
@@ -210,15 +216,20 @@ class StockLayers(Operations):
         self.hidden.add(grad)
         self.ledger.now = "backward, last norm"
         self._run_from(self.marks[-1])
+        self.units.done("norm", self.leaves)
         for layer in reversed(range(self.shape.layers)):
             last = self.shape.layers - 1
             inside = "layers between" if 0 < layer < last else f"layer {layer}"
             self.ledger.now = f"backward, {inside}"
+            self.units.back_to(layer)
             again = self._again(layer) if layer in self.inputs else None
             self._run_from(self.marks[layer])
             if again:  # what it was made from goes with the last step of its backward pass
                 again.drop()
+            self.units.done(layer, self.leaves, needs=layer > 0 or self.first.needs)
         self.ledger.now = "backward, embedding"
+        if self.first.needs:
+            self.units.back_to("embedding")
         self.graph.backward()
         for piece in self.turns:
             piece.drop()
@@ -252,6 +263,9 @@ class StockLayers(Operations):
         """The gradients of the trained parameters, which stay until the optimizer's step."""
         for leaf in self.leaves.values():
             leaf.settle()
+        sharded = self.units.end_backward(self.leaves)
+        if sharded is not None:
+            return sharded
         return [] if add else [leaf.total for leaf in self.leaves.values() if leaf.total]
 
     # -------------------------------------------------------------------- loss
@@ -275,6 +289,7 @@ class StockLayers(Operations):
             self.kept = self._chunks()
         self.hidden.drop()
         self._end_autocast()
+        self.units.end_forward()
         return grads
 
     def _chunk_rows(self) -> list[int]:
@@ -315,6 +330,8 @@ class StockLayers(Operations):
         """The gradient at the last hidden states."""
         job, new = self.job, self._new
         width, size = self.hidden.wide, (job.scored, self.d)
+        if grads is not None or not self.kept:
+            self.units.start_backward()
         if grads is not None:
             states = new("gradient at the scored states", width, *size, part=LOGITS)
             grads.drop()
@@ -366,6 +383,7 @@ class StockLayers(Operations):
         first.drop(), logs.drop()
         logits = self._new(name, short, count, vocabulary, part=LOGITS)
         second.drop()
+        self.units.start_backward()  # a single chunk's logits come straight out of the head
         grad = self._grad((vocabulary, self.d), short)
         chunk = self._new("gradient of a chunk's states", short, count, self.d, part=LOGITS)
         for piece in (*others, logits):
