@@ -42,6 +42,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Note how long notebooks took that ran whole; tools/notebook_report.py shows it."""
+    config = session.config
+    if getattr(config.option, "numprocesses", None) or hasattr(config, "workerinput"):
+        return  # two at once: neither has the machine for itself
     part = session.config.option.keyword or any("::" in name for name in session.config.args)
     sums = {name: sum(seconds) for name, seconds in notebook_seconds.items() if ".." not in name}
     whole = {name: seconds for name, seconds in sums.items() if seconds < float("inf")}

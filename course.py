@@ -42,6 +42,7 @@ SPACE_LEFT = 0.7  # GB when torch is there already
 SPACE_CUDA = 9.0  # GB with the CUDA build of torch and NVIDIA's libraries (an estimate)
 SCRATCH = 0.5  # GB in the temporary folder, where pip unpacks
 MEMORY = 4.0  # GiB, what the quick start needs at its peak
+MEMORY_FOR_TWO = 12.0  # GiB of a machine that runs two notebooks at once in the tests
 
 HELP = """\
 usage: python3 course.py COMMAND [--current-env] [ARGUMENTS]
@@ -670,9 +671,19 @@ def lab_command(python: Path, arguments: list[str]) -> list[str]:
     return command + arguments
 
 
-def test_command(python: Path, arguments: list[str]) -> list[str]:
-    """The command that runs every test and every notebook."""
-    return [str(python), "-m", "pytest", "--nbval"] + arguments
+def test_command(python: Path, arguments: list[str], parallel: bool = False) -> list[str]:
+    """The command that runs every test and every notebook; parallel: in two processes."""
+    # A file's tests share what they set up, and a notebook's cells its kernel: one process each.
+    pair = ["-n", "2", "--dist", "loadfile"] if parallel else []
+    return [str(python), "-m", "pytest", "--nbval"] + pair + arguments
+
+
+def in_parallel(arguments: list[str]) -> bool:
+    """Whether to test in two processes: the whole suite, on two cores with the memory for it."""
+    named = [a for a in arguments if (ROOT / a.partition("::")[0]).exists()]
+    asked = [a for a in arguments if a in ("-n", "-x", "--pdb", "-s") or a.startswith("-n")]
+    roomy = (os.cpu_count() or 1) >= 2 and (total_memory() or 0) >= MEMORY_FOR_TWO
+    return roomy and not named and not asked
 
 
 def module_command(python: Path, name: str, arguments: list[str]) -> list[str]:
@@ -714,7 +725,10 @@ def run_test(python: Path, arguments: list[str]) -> NoReturn:
     """`course.py test`."""
     fetch_model(python)
     os.chdir(str(ROOT))
-    hand_over(test_command(python, arguments), python)
+    parallel = in_parallel(arguments)
+    if parallel:  # one thread each: two that share the cores would wait for each other
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    hand_over(test_command(python, arguments, parallel), python)
 
 
 def run_quickstart(python: Path, arguments: list[str]) -> NoReturn:

@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     claims.add_argument("--topic", help="memory, parameters, time, data, settings or quality")
     claims.add_argument("--verdict", help="holds, off, depends, 'does not hold' ...")
 
+    _add(commands, "coverage", _coverage, "the guide's parts, and the cells that show each")
     _add(commands, "fetch", _fetch, "download the embedded model, if it is not here yet")
     return parser
 
@@ -367,6 +368,16 @@ def _claims(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     ledger = claims.ledger()
     found = ledger.select(options.section, topic=options.topic, verdict=options.verdict)
     return found.to_dict(), str(found)
+
+
+def _coverage(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from . import coverage
+
+    gaps = coverage.gaps()
+    parts = [{"id": p.id, "about": p.about, "cells": list(p.cells)} for p in coverage.PARTS]
+    last = gaps or [f"{len(parts)} parts of the guide, each with cells that show it."]
+    text = "\n".join([coverage.table(), "", *last])
+    return {"ok": not gaps, "parts": parts, "gaps": gaps}, text
 
 
 def _fetch(options: argparse.Namespace) -> tuple[dict[str, Any], str]:

@@ -107,6 +107,17 @@ def run(
     return Run(model.eval(), tokenizer, report, recipe)
 
 
+def run_and_save(
+    recipe: Recipe, train: Rows, folder: str | Path, validation: Rows | None = None
+) -> None:
+    """`run`, and `save` to `folder`: for processes whose results nobody gets.
+
+    `accelerate.notebook_launcher(training.run_and_save, (recipe, rows, folder), num_processes=2)`
+    trains on two GPUs from a notebook, and `load(folder)` brings the model into it.
+    """
+    save(run(recipe, train, validation, output_dir=folder), folder)
+
+
 def _encoded(rows: Rows, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Encoded:
     if not isinstance(rows, Encoded):
         rows = encode(rows, tokenizer, max_length=recipe.max_length)

@@ -10,7 +10,8 @@ import torch
 
 @pytest.fixture(scope="session", autouse=True)
 def _two_threads():
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    wanted = int(os.environ.get("OMP_NUM_THREADS", 2))  # 1 where two processes test at once
+    torch.set_num_threads(min(wanted, 2, os.cpu_count() or 1))
 
 
 @pytest.fixture(scope="session")

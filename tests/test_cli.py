@@ -22,7 +22,7 @@ ROWS = [
 ]
 COMMANDS = [
     "quickstart", "train", "check-data", "generate", "estimate", "plan", "merge", "export",
-    "claims", "fetch",
+    "claims", "coverage", "fetch",
 ]  # fmt: skip
 
 

@@ -385,6 +385,30 @@ def test_lab_opens_the_first_notebook_unless_another_is_named():
 def test_test_command_runs_notebooks_and_hands_arguments_on():
     command = course.test_command(Path("python"), ["-x", "tests"])
     assert command == ["python", "-m", "pytest", "--nbval", "-x", "tests"]
+    pair = course.test_command(Path("python"), [], parallel=True)
+    assert pair == ["python", "-m", "pytest", "--nbval", "-n", "2", "--dist", "loadfile"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cores", "memory", "expected"),
+    [
+        ([], 2, 16.0, True),
+        (["--durations=40"], 2, 16.0, True),
+        (["-m", "not slow"], 4, 32.0, True),
+        (["tests/test_setup.py::test_x"], 2, 16.0, False),
+        (["notebooks/01_basics.ipynb"], 2, 16.0, False),
+        (["-n", "4"], 8, 64.0, False),
+        ([], 1, 16.0, False),
+        ([], 2, 8.0, False),
+        ([], 2, None, False),
+    ],
+)
+def test_the_whole_suite_runs_in_two_processes_where_there_is_room(
+    monkeypatch, arguments, cores, memory, expected
+):
+    monkeypatch.setattr(course.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(course, "total_memory", lambda: memory)
+    assert course.in_parallel(arguments) is expected
 
 
 def test_children_get_the_environments_own_kernel(monkeypatch):

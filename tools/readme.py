@@ -58,7 +58,16 @@ def gpu_table(results: Path) -> list[str]:
             continue
         name = {"lora": "LoRA", "qlora": "QLoRA"}[method] + ", checkpointing" * checkpointing
         lines.append(f"| {name} | {_cells(row)} | {_cells(peer)} |")
-    return lines
+    return lines + ["", *map(_repeated, peers["repeats"][:1])]
+
+
+def _repeated(run: dict) -> str:
+    """A sentence on the same cases in another run."""
+    found = [row["unsloth"]["speed"] for row in run["summary"] if row["system"] == "ours"]
+    return (
+        f"The same on another card, in the table's order: {', '.join(f'{x:.2f}' for x in found)} "
+        "times Unsloth's speed."
+    )
 
 
 def _cells(row: dict) -> str:

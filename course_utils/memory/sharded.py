@@ -79,9 +79,10 @@ def shared_notes(job: Job) -> list[str]:
         "what NCCL takes to send data is not measured, and not in these figures",
     ]
     if job.sharding == "fsdp":
+        logits = 4 * job.recipe.batch_size * job.length * job.shape.vocabulary / 2**30
         notes.append(
-            "FSDP2 in accelerate's units; `course_utils train` itself holds all weights on every "
-            "GPU (DDP)"
+            "FSDP2 in accelerate's units, the loss in chunks; `training.run` takes the model's own "
+            f"loss there: up to three copies more of all logits, {logits:.2f} GiB each in fp32"
         )
     if job.sharding == "fsdp" and job.recipe.gradient_accumulation > 1:
         notes.append(
@@ -91,8 +92,8 @@ def shared_notes(job: Job) -> list[str]:
         whole = sum(prod(p.dims) * p.kept for params in units_of(job).values() for p in params
                     if p.place.startswith("4-bit")) / 2**30  # fmt: skip
         notes.append(
-            "4-bit weights held as bf16 (bnb_4bit_quant_storage): with the usual uint8 accelerate "
-            f"shards none of them, and every GPU holds all {whole:.2f} GiB"
+            "4-bit weights declared as bf16 (bnb_4bit_quant_storage), as `training.run` does; as "
+            f"the usual uint8 none would be sharded, and every GPU hold all {whole:.2f} GiB"
         )
     return notes
 
