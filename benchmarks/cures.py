@@ -1,7 +1,7 @@
 """Failures provoked, and each change that the guide names tried alone as their cure.
 
     python -m benchmarks.cures --jobs 16       # on a GPU, three seeds; writes results/cures.json
-    python -m benchmarks.cures --seeds 1       # one seed, about 15 minutes on two CPU cores
+    python -m benchmarks.cures --seeds 1       # one seed, on two CPU cores
     python -m benchmarks.cures --memory        # results/cures_memory.json alone, 1 minute
     python -m benchmarks.cures --runs 2        # the next two runs only; what is there is kept
 

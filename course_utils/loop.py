@@ -31,7 +31,15 @@ from .loss import answers_only, summed_loss
 from .memory import current_gib
 from .oom import RanOutOfMemory, is_out_of_memory, let_go
 from .precision import DTYPES, autocast_for
-from .processes import Processes, own_part, processes, shared_loader, shares, weights_are_shared
+from .processes import (
+    Heard,
+    Processes,
+    own_part,
+    processes,
+    shared_loader,
+    shares,
+    weights_are_shared,
+)
 from .recipes import Recipe
 from .stopping import BestLook
 
@@ -331,7 +339,7 @@ class _Watch(TrainerCallback):
     def __init__(self, trainer: AnswerTrainer) -> None:
         self.trainer, self.report = trainer, trainer.report
         self.panel, self.meter = trainer.panel, trainer.meter
-        self._since = time.perf_counter()
+        self._since, self._heard = time.perf_counter(), Heard(trainer.processes)
         self._unproven = True  # until the first step has been seen to change something
         self.began_at = 0  # the step that the run starts after: not 0 where it was resumed
         self.updating = False  # whether the optimizer is at work
@@ -372,7 +380,7 @@ class _Watch(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self.meter.mark("step")
         self.updating = True
-        if self._unproven:
+        if self._unproven and not self.trainer.is_deepspeed_enabled:  # which keeps them to itself
             _check_gradients(self.trainer.model, self.trainer.processes)
 
     def on_optimizer_step(self, args, state, control, **kwargs):
@@ -385,10 +393,10 @@ class _Watch(TrainerCallback):
         if self._unproven and not self.trainer.accelerator.optimizer_step_was_skipped:
             _check_adapter_moved(self.trainer.model, self.trainer.processes)
             self._unproven = False  # an fp16 scaler skips steps while it looks for its scale
-        of = self.trainer.processes
-        if of.count > 1:  # whoever was interrupted: all stop after the same step
-            self.trainer.interrupted = bool(of.total(self.trainer.interrupted)[0])
-        if self.trainer.interrupted and state.global_step < state.max_steps:
+        # whoever was interrupted: all stop after the same step
+        stop = self._heard.any(self.trainer.interrupted)
+        self.trainer.interrupted |= stop
+        if stop and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
             self.report.stopped = "interrupted"
         every = self.trainer.recipe.evaluate_every

@@ -68,6 +68,33 @@ class Processes:
         return held[0]
 
 
+class Heard:
+    """Whether any process raised its hand, told one step late: so nobody waits for a GPU."""
+
+    def __init__(self, of: Processes) -> None:
+        self.of, self._waiting = of, None
+
+    def any(self, raised: bool) -> bool:
+        """Raise this process's hand or not; True where one was up at the call before.
+
+        Each process must call this at the same point, and each gets the same answer.
+        """
+        if self.of.count == 1:
+            return raised
+        count = torch.tensor(float(raised), device=PartialState().device)
+        dist.all_reduce(count)
+        there = torch.cuda.Event() if count.is_cuda else None
+        copied = count.to("cpu", non_blocking=True)
+        if there is not None:
+            there.record()
+        before, self._waiting = self._waiting, (copied, there)
+        if before is None:
+            return False
+        if before[1] is not None:
+            before[1].synchronize()
+        return bool(before[0])
+
+
 def processes() -> Processes:
     """What the launcher (accelerate, torchrun) started; one where it was none."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:

@@ -181,7 +181,7 @@ def test_what_was_not_measured_is_said(sharding):
     said = str(estimate(SEVEN, recipe, length=256, gpus=2, sharding=sharding))
     assert "on each of 2 GPUs" in said and "calculated, not measured on 2 GPUs" in said
     assert "NCCL" in said
-    for word in ("bnb_4bit_quant_storage", "no_sync", "holds all weights on every GPU"):
+    for word in ("bnb_4bit_quant_storage", "no_sync", "up to three copies more of all logits"):
         assert (word in said) == (sharding == "fsdp")
 
 

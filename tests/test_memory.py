@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 import time
 
+import numpy as np
 import pytest
 import tiny_models
 import torch
@@ -17,8 +19,10 @@ from course_utils.report import load_report
 BLOCK_GIB = 0.25
 
 
-def _block() -> torch.Tensor:
-    block = torch.ones(int(BLOCK_GIB * memory.GIB) // 4)
+def _block() -> np.ndarray:
+    """Pages of its own: what malloc gives may come from, and go back to, a heap that stays."""
+    block = np.frombuffer(mmap.mmap(-1, int(BLOCK_GIB * memory.GIB)), dtype=np.uint8)
+    block[:] = 1
     time.sleep(0.5)  # long enough for the sampling reader too, on a busy machine as well
     return block
 

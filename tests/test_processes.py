@@ -82,6 +82,15 @@ def test_a_checkpoint_of_two_processes_goes_on_in_any_number(folder, alone, coun
     assert curve(report) == pytest.approx(curve(alone), abs=1e-4)
 
 
+def test_all_stop_after_the_same_step_when_one_is_interrupted(folder, alone):
+    report = train(folder, 2, "stopped", interrupt=3)
+    assert report["stopped"] == "interrupted" and report["steps"] == 4  # heard one step later
+    assert (folder / "stopped" / "checkpoint-4").is_dir()
+    resumed = train(folder, 2, "stopped", resume=folder / "stopped" / "checkpoint-4")
+    assert resumed["stopped"] == "finished"
+    assert curve(resumed) == pytest.approx(curve(alone), abs=1e-4)
+
+
 def test_accumulation_and_rows_by_length_are_shared_too(folder):
     ways = {"batch_size": 2, "gradient_accumulation": 3, "group_by_length": True, "method": "full",
             "learning_rate": 1e-3, "epochs": 1}  # fmt: skip

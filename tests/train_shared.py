@@ -1,6 +1,7 @@
 """Run by `tests/test_processes.py` in several processes: a small training, its figures as JSON."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import tiny_models
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.fsdp import FSDPModule
+from transformers import TrainerCallback
 
 from course_utils import models, training
 from course_utils.processes import own_part, processes, weights_are_shared
@@ -26,14 +28,28 @@ def allow_sharing_on_cpus() -> None:
     AcceleratorState.__init__ = init
 
 
+class _Interrupt(TrainerCallback):
+    """Ctrl-C at this step, in the last of the processes only."""
+
+    def __init__(self, step: int | None) -> None:
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        last = processes().index == processes().count - 1
+        if last and state.global_step + 1 == self.step:
+            signal.raise_signal(signal.SIGINT)
+
+
 def main() -> None:
     """Arguments: output file, run folder, recipe fields as JSON, checkpoint to go on from."""
     result, folder, fields, resume = sys.argv[1:]
+    fields = json.loads(fields)
+    interrupted = fields.pop("interrupt", None)
     recipe = Recipe(**{
         "model": "tiny", "method": "lora", "rank": 4, "alpha": 8, "learning_rate": 2e-2,
         "batch_size": 4, "max_length": 128, "precision": "fp32", "epochs": 2,
         "group_by_length": False,
-    } | json.loads(fields))  # fmt: skip
+    } | fields)  # fmt: skip
     rows = tiny_models.encoded(26)
     held_out = tiny_models.encoded(7)
     model = None  # the recipe's own, a folder
@@ -43,7 +59,7 @@ def main() -> None:
         allow_sharing_on_cpus()
     run = training.run(
         recipe, rows, held_out, model=model, tokenizer=models.load_tokenizer(),
-        output_dir=folder, resume=resume or None,
+        output_dir=folder, resume=resume or None, callbacks=[_Interrupt(interrupted)],
     )  # fmt: skip
     run.save(Path(folder) / "saved")
     if processes().main:
