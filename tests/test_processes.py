@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.data import SequentialSampler
 
-from course_utils import models
+from course_utils import models, training
 from course_utils.errors import CourseError
 from course_utils.processes import Processes, Shares, processes, shares
 from course_utils.recipes import Recipe
@@ -35,7 +36,8 @@ def train(tmp_path, count: int, name: str, resume="", launcher="ddp.yaml", **fie
     launch = ["-m", "accelerate.commands.launch", "--config_file", str(FILES / launcher)]
     launch += ["--num_processes", str(count), "--main_process_port", "0"]
     command = [sys.executable, *(launch if count > 1 else []), str(HERE / "train_shared.py")]
-    more = {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
+    more = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [*command, str(result), str(tmp_path / name), json.dumps(fields), str(resume)],
         env=os.environ | more, capture_output=True, text=True, timeout=300, cwd=tmp_path,
@@ -137,6 +139,29 @@ def test_packed_4_bit_weights_are_shared_out_too(folder):
     shared = train(folder, 2, "qlora2", launcher="fsdp2.yaml", **ways)
     assert 0.45 < shared["held"] < 0.55
     assert curve(shared) == pytest.approx(curve(train(folder, 1, "qlora1", **ways)), abs=1e-4)
+
+
+def test_a_training_launched_from_python_is_saved_and_has_the_loss_curve_of_one(tmp_path):
+    more = {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, str(HERE / "launch_shared.py"), str(tmp_path)], env=os.environ | more,
+        capture_output=True, text=True, timeout=300, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    two, one = (training.report_of(tmp_path / name).losses for name in ("two", "one"))
+    assert len(two) == 7
+    assert [p["loss"] for p in two] == pytest.approx([p["loss"] for p in one], abs=1e-4)
+
+
+@pytest.mark.skipif(not find_spec("deepspeed"), reason="needs deepspeed")
+def test_deepspeed_has_the_loss_curve_of_one_and_goes_on(folder, alone, monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    report = train(folder, 2, "zero2", launcher="deepspeed.yaml", save_every=5)
+    assert report["processes"] == 2 and curve(report) == pytest.approx(curve(alone), abs=1e-4)
+    half = folder / "zero2" / "checkpoint-10"
+    assert len(list(half.glob("global_step10/zero_pp_rank_*_optim_states.pt"))) == 2
+    resumed = train(folder, 2, "zero2on", launcher="deepspeed.yaml", resume=half)
+    assert curve(resumed) == pytest.approx(curve(alone), abs=1e-4)
 
 
 def test_each_row_of_an_update_goes_to_one_process():
