@@ -91,11 +91,10 @@ def known_cells(folder: Path = NOTEBOOKS) -> dict[str, set[str]]:
     return {chapter: {cell["id"] for cell in book["cells"]} for chapter, book in read.items()}
 
 
-def gaps(parts: Iterable[Part] = PARTS, cells: dict[str, set[str]] | None = None) -> list[str]:
-    """A sentence for each part without a cell, and for each cell that is not there."""
-    cells = known_cells() if cells is None else cells
-    found = []
-    for part in parts:
+def gaps(parts: Iterable[Part] | None = None) -> list[str]:
+    """A sentence for each part (default `PARTS`) without a cell, and for each cell that is gone."""
+    cells, found = known_cells(), []
+    for part in PARTS if parts is None else parts:
         if not part.cells:
             found.append(f"Part {part.id} of the guide ({part.about}) has no cell that shows it.")
         for cell in part.cells:
@@ -105,6 +104,6 @@ def gaps(parts: Iterable[Part] = PARTS, cells: dict[str, set[str]] | None = None
     return found
 
 
-def table(parts: Iterable[Part] = PARTS) -> str:
+def table() -> str:
     """The parts as lines of text, each with its cells."""
-    return "\n".join(f"{part.id:8} {part.about}\n{'':9}{', '.join(part.cells)}" for part in parts)
+    return "\n".join(f"{part.id:8} {part.about}\n{'':9}{', '.join(part.cells)}" for part in PARTS)
