@@ -7,20 +7,17 @@
 Three tasks on the embedded model: easy (the tickets of the first chapter), medium (all 23 kinds of
 instruction) and hard (code, which is run against its tests).  All runs of a task see the same rows
 in batches of `batch_size` and are judged on the same held-out ones.  Learning rates by method come
-first (results/tuning_rates.json), then ranks (tuning_ranks.json); all other rules, and the ranks of
-the hard task, are in results/tuning_settings.json.  The last one, on how many rows a method needs,
-takes for each the learning rate that was best before.
+first (results/tuning_rates.json), then ranks (tuning_ranks.json).  The other rules have a study of
+their own, `tuning_settings.py`.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
 import random
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +28,6 @@ from course_utils.recipes import Recipe
 
 RESULTS = Path(__file__).parent / "results"
 RATES, RANKS = RESULTS / "tuning_rates.json", RESULTS / "tuning_ranks.json"
-SETTINGS = RESULTS / "tuning_settings.json"
 QUESTIONS = 120  # of the held-out rows of the larger sets
 SEEDS = (0, 1, 2)
 RECIPE = Recipe(learning_rate=1e-3, batch_size=8, max_length=256, group_by_length=False)
@@ -79,60 +75,6 @@ def hard_ranks() -> list[Row]:
     return ranks(("hard",))
 
 
-def alphas() -> list[Row]:
-    """alpha = rank, 2 x and 4 x rank, each at three learning rates."""
-    return [
-        case("alpha", seed, alpha=alpha, learning_rate=rate)
-        for alpha in (16, 32, 64) for rate in (3e-4, 1e-3, 3e-3) for seed in SEEDS[:2]
-    ]  # fmt: skip
-
-
-def scalings() -> list[Row]:
-    """One alpha for all ranks: scaled by 1 / rank, and by 1 / sqrt(rank) (rsLoRA)."""
-    return [
-        case("rslora", seed, rank=rank, alpha=16, rslora=rslora)
-        for rank in (4, 16, 64) for rslora in (False, True) for seed in SEEDS[:2]
-    ]  # fmt: skip
-
-
-def batches() -> list[Row]:
-    """Rows a batch and batches an update, over the same rows at the same rate."""
-    return [
-        case("batch", seed, batch_size=size, gradient_accumulation=count)
-        for size, count in ((2, 1), (8, 1), (2, 8), (4, 4), (16, 1), (32, 1)) for seed in SEEDS
-    ]  # fmt: skip
-
-
-def lengths() -> list[Row]:
-    """Epochs, each run with a schedule of its own."""
-    return [case("epochs", seed, epochs=n) for n in (1, 2, 3, 5, 8) for seed in SEEDS]
-
-
-def dropouts() -> list[Row]:
-    """Dropout on the adapters' inputs."""
-    return [case("dropout", seed, dropout=p) for p in (0.0, 0.05, 0.1) for seed in SEEDS]
-
-
-def drawn() -> list[Row]:
-    """20 random settings from the guide's space (alpha at least 1 x rank), one seed."""
-    dice, made = random.Random(0), []
-    for _ in range(20):
-        rank = dice.choice((4, 8, 16, 32, 64))
-        alpha = dice.choice([a for a in (8, 16, 32, 64, 128) if a >= rank])
-        rate = float(f"{10 ** dice.uniform(-5, -3.301):.2g}")  # 1e-5 to 5e-4
-        made.append(case("random", 0, rank=rank, alpha=alpha, learning_rate=rate))
-    return made
-
-
-def sizes(rows: list[Row]) -> list[Row]:
-    """Training rows, for full fine-tuning and LoRA at the best rate of each; as many updates."""
-    return [
-        case("rows", seed, rows=n, method=method, learning_rate=best_rate(rows, method),
-             epochs=EPOCHS["easy"] * 260 / n)
-        for method, n in itertools.product(("full", "lora"), (30, 100)) for seed in SEEDS
-    ]  # fmt: skip
-
-
 def best_rate(rows: list[Row], method: str) -> float:
     """The learning rate with the lowest mean held-out loss; nan counts as the worst."""
     tried = _by_rate(rows, method)
@@ -151,7 +93,7 @@ def _mean(rows: list[Row], figure: str) -> float:
     return round(statistics.mean(row[figure] for row in rows), 4)
 
 
-def _figures(rows: list[Row]) -> Row:
+def figures(rows: list[Row]) -> Row:
     """Means and spread over the seeds of one setting."""
     scores = [100 * row["score"] for row in rows]
     return {
@@ -170,7 +112,7 @@ def summary(rows: list[Row]) -> Row:
     for method in ("full", "lora", "qlora"):
         at = {}
         for rate, of in _by_rate(rows, method).items():
-            at[f"{rate:.0e}"] = _figures(of)
+            at[f"{rate:.0e}"] = figures(of)
         best = best_rate(rows, method)
         made[method] = {"best_rate": best, "best": at[f"{best:.0e}"], "at": at}
     return made
@@ -186,7 +128,7 @@ def rank_summary(rows: list[Row]) -> Row:
     for task in dict.fromkeys(row["task"] for row in rows):
         at: dict[int, Row] = {}
         for rank in sorted({row["rank"] for row in rows}):
-            at[rank] = _figures([r for r in rows if (r["task"], r["rank"]) == (task, rank)])
+            at[rank] = figures([r for r in rows if (r["task"], r["rank"]) == (task, rank)])
         best = max(at, key=lambda rank: at[rank]["score"])
         least = at[best]["score"] - at[best]["spread"]
         enough = min(rank for rank, of in at.items() if of["score"] >= least)
@@ -195,11 +137,6 @@ def rank_summary(rows: list[Row]) -> Row:
             "at": {str(rank): of for rank, of in at.items()},
         }  # fmt: skip
     return made
-
-
-RULES: tuple[Callable[[], list[Row]], ...] = (
-    alphas, batches, scalings, drawn, lengths, dropouts, hard_ranks,
-)  # fmt: skip
 
 
 # ------------------------------------------------------------------ one run
@@ -214,13 +151,13 @@ def data_of(task: str) -> tuple[list[Conversation], list[Conversation]]:
     return found.train, random.Random(0).sample(found.held_out, QUESTIONS)
 
 
-def measure(case: Row) -> Row:
-    """Train and judge one run.
+def measure(case: Row, base: Recipe = RECIPE) -> Row:
+    """Train and judge one run: `base` with the fields of the case.
 
     loss: nats per answer token, held out.  score: share of right answers.  general: nats per token
     of texts that no run trains on.  train_loss: of the last 10 updates, answer tokens.
     """
-    recipe = RECIPE.replace(seed=case["seed"], **{name: case[name] for name in FIELDS})
+    recipe = base.replace(seed=case["seed"], **{name: case[name] for name in FIELDS})
     train, held_out = data_of(case["task"])
     run = training.run(recipe, train[: case["rows"]])
     model, tokenizer = run.model, run.tokenizer
@@ -240,22 +177,22 @@ def main() -> None:
     """Measure what is missing, the rates first, and keep each row as soon as it is there."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
-    parser.add_argument("--minutes", type=float, help="begin no rule after so many")
+    parser.add_argument("--minutes", type=float, help="begin no run after so many")
     parser.add_argument("--runs", type=int, help="stop after so many")
     given = parser.parse_args()
+    about = {"questions": QUESTIONS, "recipe": RECIPE.to_dict()}
     how = {"jobs": given.jobs, "most": given.runs, "fresh": False,
-           "until": time.monotonic() + 60 * (given.minutes or math.inf),
-           "questions": QUESTIONS, "recipe": RECIPE.to_dict()}  # fmt: skip
-    about = {name: how[name] for name in ("questions", "recipe")}
-    found = study.run(RATES, measure, rates(), **how)
-    if study.missing(rates(), found):
-        return
-    study.write(RATES, found, **about, methods=summary(found))
-    ranked = study.run(RANKS, measure, ranks(), **how)
-    if study.missing(ranks(), ranked):
-        return
-    study.write(RANKS, ranked, **about, ranks=rank_summary(ranked))
-    study.run(SETTINGS, measure, [made for rule in RULES for made in rule()] + sizes(found), **how)
+           "until": time.monotonic() + 60 * (given.minutes or math.inf)}  # fmt: skip
+    for path, cases, name, summed in (
+        (RATES, rates(), "methods", summary), (RANKS, ranks(), "ranks", rank_summary),
+    ):  # fmt: skip
+        lacking = study.missing(cases, study.known(path, about))
+        if not lacking:
+            continue  # a file that is whole keeps the device and the date it was measured with
+        rows = study.run(path, measure, cases, **how, **about)
+        if study.missing(cases, rows):
+            return
+        study.write(path, rows, **about, **{name: summed(rows)})
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from torch import distributed
 
 from course_utils import loss, models, training
 from course_utils.memory.dryrun import shard
+from course_utils.processes import leave
 from course_utils.recipes import Recipe
 
 TINY = {"vocab_size": tiny_models.FEW}
@@ -74,7 +75,7 @@ def main() -> None:
     done = ddp(recipe, Path(result).parent / "run") if sharding == "ddp" else fsdp(recipe, kind)
     if distributed.get_rank() == 0:
         Path(result).write_text(json.dumps(done), encoding="utf-8")
-    distributed.destroy_process_group()
+    leave(0)
 
 
 if __name__ == "__main__":

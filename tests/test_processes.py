@@ -33,17 +33,25 @@ def train(tmp_path, count: int, name: str, resume="", launcher="ddp.yaml", **fie
     launcher: a shipped file for `accelerate launch`.
     """
     result = tmp_path / f"{name}.json"
-    launch = ["-m", "accelerate.commands.launch", "--config_file", str(FILES / launcher)]
-    launch += ["--num_processes", str(count), "--main_process_port", "0"]
-    command = [sys.executable, *(launch if count > 1 else []), str(HERE / "train_shared.py")]
+    launch(
+        tmp_path, count, HERE / "train_shared.py", result, tmp_path / name, json.dumps(fields),
+        resume, launcher=launcher,
+    )  # fmt: skip
+    return json.loads(result.read_text(encoding="utf-8"))
+
+
+def launch(folder, count: int, *command, launcher="ddp.yaml", code=0):
+    """A Python command in `count` processes, or in one without a launcher, run in a folder."""
+    start = ["-m", "accelerate.commands.launch", "--config_file", FILES / launcher]
+    start += ["--num_processes", count, "--main_process_port", 0]
     path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
     more = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [*command, str(result), str(tmp_path / name), json.dumps(fields), str(resume)],
-        env=os.environ | more, capture_output=True, text=True, timeout=300, cwd=tmp_path,
+        [sys.executable, *map(str, [*(start if count > 1 else []), *command])],
+        env=os.environ | more, capture_output=True, text=True, timeout=300, cwd=folder,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(result.read_text(encoding="utf-8"))
+    assert done.returncode == code, done.stdout[-1000:] + done.stderr[-3000:]
+    return done
 
 
 def curve(report) -> list[float]:
@@ -151,6 +159,23 @@ def test_a_training_launched_from_python_is_saved_and_has_the_loss_curve_of_one(
     two, one = (training.report_of(tmp_path / name).losses for name in ("two", "one"))
     assert len(two) == 7
     assert [p["loss"] for p in two] == pytest.approx([p["loss"] for p in one], abs=1e-4)
+
+
+def test_the_command_line_trains_in_two_processes_and_answers_once(tmp_path):
+    base = tmp_path / "base"
+    tiny_models.model("llama").save_pretrained(base)
+    models.load_tokenizer().save_pretrained(base)
+    rows = [{"instruction": f"Say {n}", "output": f"It is {n}."} for n in range(9)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    job = {"model": str(base), "rank": 4, "batch_size": 4, "max_length": 128, "precision": "fp32"}
+    job |= {"data": "rows.json", "output": "out"}
+    (tmp_path / "job.yaml").write_text(json.dumps(job), encoding="utf-8")  # JSON is YAML too
+    done = launch(tmp_path, 2, "-m", "course_utils", "train", "job.yaml", "--json")
+    answer = json.loads(done.stdout)  # of two processes, one
+    assert answer["steps"] == 3 and Path(tmp_path / answer["saved"]).is_dir()
+    (tmp_path / "job.yaml").write_text(json.dumps(job | {"rank": -1}), encoding="utf-8")
+    failed = launch(tmp_path, 2, "-m", "course_utils", "train", "job.yaml", code=1)
+    assert "error: This recipe cannot run: rank is -1" in failed.stderr
 
 
 @pytest.mark.skipif(not find_spec("deepspeed"), reason="needs deepspeed")

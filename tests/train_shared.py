@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 
 from course_utils import models, training
-from course_utils.processes import own_part, processes, weights_are_shared
+from course_utils.processes import leave, own_part, processes, weights_are_shared
 from course_utils.recipes import Recipe
 
 
@@ -68,6 +68,8 @@ def main() -> None:
             "processes": processes().count, "units": units, "held": _held(run.model),
         }  # fmt: skip
         Path(result).write_text(json.dumps(made), encoding="utf-8")
+    if processes().count > 1:
+        leave(0)
 
 
 def _held(model) -> float:
