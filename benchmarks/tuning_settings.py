@@ -1,13 +1,13 @@
-"""The guide's rules for alpha, batches, epochs, dropout and the number of rows, each an experiment.
+"""The guide's rules for alpha, batch, epochs, dropout, rows and ranks on code, as experiments.
 
     OMP_NUM_THREADS=1 python -m benchmarks.tuning_settings --jobs 2    # about 3 minutes a run each
     python -m benchmarks.tuning_settings --jobs 12                     # on a GPU, with MPS
 
 Rates and ranks have studies of their own (`tuning_rules.py`).  Here the task is the first 100
 tickets of the first chapter, seen three times: a run costs a CPU a minute or two, and there is room
-for several seeds.  Around the centre (LoRA, rank 16, alpha 32, rate 2e-3, 8 rows an update) one
+for two seeds.  Around the centre (LoRA, rank 16, alpha 32, rate 2e-3, 8 rows an update) one
 thing is varied at a time, alpha together with the rate.  A setting that belongs to several rules is
-run once; every row names its rules (results/tuning_settings.json).
+run once; every row names its rules (results/tuning_settings.json).  Code is the one other task.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ Row = dict[str, Any]
 # ------------------------------------------------------------------ what is varied
 
 
-def setting(rows: int = ROWS, **fields: Any) -> Row:
-    """The centre with other fields, on the first so many rows."""
+def setting(rows: int = ROWS, task: str = "easy", **fields: Any) -> Row:
+    """The centre with other fields, on the first so many rows of a task."""
     recipe = CENTRE.replace(**fields)
-    return {"task": "easy", "rows": rows} | {name: getattr(recipe, name) for name in FIELDS}
+    return {"task": task, "rows": rows} | {name: getattr(recipe, name) for name in FIELDS}
 
 
 def alphas() -> Iterator[Row]:
@@ -79,9 +79,15 @@ def sizes() -> Iterator[Row]:
                           epochs=EPOCHS * ROWS / rows)  # fmt: skip
 
 
+def code_ranks() -> Iterator[Row]:
+    """Ranks with alpha = 2 x rank, on code that is run against its tests; 400 rows, once."""
+    for rank in (4, 16, 64):
+        yield setting(400, "hard", epochs=1, rank=rank, alpha=2 * rank)
+
+
 RULES: dict[str, Callable[[], Iterator[Row]]] = {
     "alpha": alphas, "rslora": scalings, "batch": batches, "rows": sizes, "epochs": lengths,
-    "dropout": dropouts,
+    "dropout": dropouts, "code": code_ranks,
 }  # fmt: skip
 
 

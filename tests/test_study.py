@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from benchmarks import (
     qlora_study,
     study,
     tuning_rules,
+    tuning_settings,
 )
 
 
@@ -112,7 +114,38 @@ def test_the_best_rate_is_the_one_with_the_lowest_mean_loss():
 
 
 def test_no_setting_is_measured_twice_and_all_make_recipes():
-    cases = tuning_rules.rates() + [case for rule in tuning_rules.RULES for case in rule()]
-    drawn = [case for case in cases if case["rule"] == "random"]
-    assert len({json.dumps(case) for case in cases if case not in drawn}) == len(cases) - len(drawn)
-    assert all(case["alpha"] >= case["rank"] for case in drawn) and len(drawn) == 20
+    for cases in (tuning_rules.rates() + tuning_rules.ranks(), tuning_settings.cases()):
+        assert len({json.dumps(case) for case in cases}) == len(cases)
+    settings = [
+        json.dumps({name: value for name, value in case.items() if name != "rules"})
+        for case in tuning_settings.cases()
+    ]
+    assert len(set(settings)) == len(settings)
+
+
+def test_a_setting_of_several_rules_counts_in_each():
+    rows = [
+        case | {"loss": case["seed"] + 1.0, "score": 0.5, "general": 3.0}
+        for case in tuning_settings.cases()
+    ]
+    found = tuning_settings.summary(rows)
+    assert found["alpha"]["varied"] == ["alpha", "learning_rate"]
+    assert len(found["alpha"]["at"]) == 9 and len(found["batch"]["at"]) == 7
+    assert set(found["epochs"]["at"]) == {"1", "2", "3", "5", "8"}
+    centre = [found[rule]["at"][key] for rule, key in (
+        ("alpha", "32 0.002"), ("epochs", "3"), ("dropout", "0.0"),
+    )]  # fmt: skip
+    assert all(at == centre[0] for at in centre) and centre[0]["loss"] == 1.5
+    assert centre[0]["seeds"] == 2
+
+
+def test_files_that_are_whole_keep_their_device(tmp_path, monkeypatch):
+    """Nothing is missing, so nothing is written: not even another machine's name."""
+    for name in ("RATES", "RANKS"):
+        copy = tmp_path / f"{name}.json"
+        shutil.copy(getattr(tuning_rules, name), copy)
+        monkeypatch.setattr(tuning_rules, name, copy)
+    before = [path.read_bytes() for path in sorted(tmp_path.iterdir())]
+    monkeypatch.setattr("sys.argv", ["tuning_rules"])
+    tuning_rules.main()
+    assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == before
