@@ -7,7 +7,8 @@ Rates and ranks have studies of their own (`tuning_rules.py`).  Here the task is
 tickets of the first chapter, seen three times: a run costs a CPU a minute or two, and there is room
 for two seeds.  Around the centre (LoRA, rank 16, alpha 32, rate 2e-3, 8 rows an update) one
 thing is varied at a time, alpha together with the rate.  A setting that belongs to several rules is
-run once; every row names its rules (results/tuning_settings.json).  Code is the one other task.
+run once; every row names its rules (results/tuning_settings.json).  How many rows a method needs,
+and ranks on code, are in results/tuning_tasks.json.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def batches() -> Iterator[Row]:
 
 def lengths() -> Iterator[Row]:
     """Epochs, each run with a schedule of its own."""
-    for epochs in (1, 2, 3, 5, 8):
+    for epochs in (1, 2, 3, 5):
         yield setting(epochs=epochs)
 
 
@@ -85,16 +86,17 @@ def code_ranks() -> Iterator[Row]:
         yield setting(400, "hard", epochs=1, rank=rank, alpha=2 * rank)
 
 
-RULES: dict[str, Callable[[], Iterator[Row]]] = {
-    "alpha": alphas, "rslora": scalings, "batch": batches, "rows": sizes, "epochs": lengths,
-    "dropout": dropouts, "code": code_ranks,
+Rules = dict[str, Callable[[], Iterator[Row]]]
+RULES: Rules = {
+    "alpha": alphas, "rslora": scalings, "batch": batches, "epochs": lengths, "dropout": dropouts,
 }  # fmt: skip
+TASKS: Rules = {"rows": sizes, "code": code_ranks}
 
 
-def cases() -> list[Row]:
+def cases(rules: Rules = RULES) -> list[Row]:
     """Every setting once, with the rules it belongs to, for each seed."""
     found: list[tuple[Row, list[str]]] = []
-    for rule, made in RULES.items():
+    for rule, made in rules.items():
         for one in made():
             known = next((rules for other, rules in found if other == one), None)
             if known is None:
@@ -107,18 +109,27 @@ def cases() -> list[Row]:
 # ------------------------------------------------------------------ what came of it
 
 
-def summary(rows: list[Row]) -> Row:
+def summary(rows: list[Row], rules: Rules = RULES) -> Row:
     """Of each rule, what varies in it and the means and spread of its settings' seeds."""
     made: Row = {}
-    for rule in RULES:
+    for rule in rules:
         of = [row for row in rows if rule in row["rules"]]
         varied = [name for name in ("rows", *FIELDS) if len({str(row[name]) for row in of}) > 1]
         at: dict[str, list[Row]] = {}
         for row in of:
-            at.setdefault(" ".join(str(row[name]) for name in varied), []).append(row)
+            at.setdefault(" ".join(_word(name, row[name]) for name in varied), []).append(row)
         figures = {key: tuning_rules.figures(seeds) for key, seeds in at.items()}
         made[rule] = {"varied": varied, "at": figures}
     return made
+
+
+def _word(name: str, value: Any) -> str:
+    """A value in a key, without a point: claims name fields with points between them."""
+    if isinstance(value, str):
+        return value
+    if name == "dropout":
+        return f"{100 * value:g}%"
+    return f"{value:.0e}" if name == "learning_rate" else f"{value:g}"
 
 
 def measure(case: Row) -> Row:
@@ -133,8 +144,16 @@ def main() -> None:
     parser.add_argument("--runs", type=int, help="stop after so many")
     given = parser.parse_args()
     about = {"recipe": CENTRE.to_dict()}
-    rows = study.run(PATH, measure, cases(), jobs=given.jobs, most=given.runs, fresh=False, **about)
-    study.write(PATH, rows, **about, rules=summary(rows))
+    for path, rules in ((PATH, RULES), (PATH.with_name("tuning_tasks.json"), TASKS)):
+        wanted = cases(rules)
+        if not study.missing(wanted, study.known(path, about)):
+            continue  # whole: it keeps the device and date that it names
+        rows = study.run(
+            path, measure, wanted, jobs=given.jobs, most=given.runs, fresh=False, **about
+        )
+        if study.missing(wanted, rows):
+            return
+        study.write(path, rows, **about, rules=summary(rows, rules))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from .memory.plan import Plan, plan_recipe
 from .memory.shapes import shape_of
 from .oom import RanOutOfMemory, let_go
 from .recipes import Recipe
-from .report import RunReport
 from .training import Rows, Run
 
 
@@ -95,20 +94,22 @@ def run_within(
     place = models.device()
     folder = Path(output_dir or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{recipe.method}")
     failed: list[RanOutOfMemory] = []
+    given = Path(resume) if resume is not None else None
     cap = limited_memory(budget_gib, place) if place.type == "cuda" else contextlib.nullcontext()
     with cap:
         while True:
             run = _attempt(recipe, train, validation, failed, folder, resume, place, options)
             if run is not None:
-                return _finished(run, failed)
+                return _finished(run, failed, given)
             end = failed[-1]
+            ours = end.checkpoint is None or end.checkpoint != given  # may say another method
             following = smaller(
-                recipe, allow_qlora=allow_qlora, loading=end.report is None, device=place
+                recipe, allow_qlora=allow_qlora and ours, loading=end.report is None, device=place
             )
             if following is None or end.torn:
                 raise end
             recipe, resume = following, end.checkpoint
-            if resume is not None:
+            if resume not in (None, given):
                 recipe.save(resume / "recipe.yaml")  # which goes on from there, also another day
 
 
@@ -162,18 +163,21 @@ def with_batch(recipe: Recipe, most: int) -> Recipe:
     return recipe.replace(batch_size=batch, gradient_accumulation=rows // batch)
 
 
-def _finished(run: Run, failed: Sequence[RanOutOfMemory]) -> Run:
-    """The run with the failed attempts' share in its report, and their checkpoints removed."""
+def _finished(run: Run, failed: Sequence[RanOutOfMemory], given: Path | None) -> Run:
+    """The run with the failed attempts' share in its report, and their checkpoints removed.
+
+    given: the checkpoint that the first of them went on from, which stays.
+    """
     recipes = [error.recipe for error in failed[1:]] + [run.recipe]
     for error, following in zip(failed, recipes, strict=False):  # none failed: no pair
         run.report.notes.append(_note(error, following))
-        if error.checkpoint is not None and not run.recipe.save_every:
+        if error.checkpoint not in (None, given) and not run.recipe.save_every:
             shutil.rmtree(error.checkpoint, ignore_errors=True)
             with contextlib.suppress(OSError):
                 error.checkpoint.parent.rmdir()  # only where it stayed empty
-    for error in reversed(failed):
-        if error.report is not None:
-            _add_earlier(run.report, error.report)
+    for error in failed:
+        if error.report is not None and error.checkpoint is None:  # else it is counted there
+            run.report.seconds += error.report.seconds
     return run
 
 
@@ -185,13 +189,3 @@ def _note(error: RanOutOfMemory, following: Recipe) -> str:
         f"memory ran out {when} with batch_size={error.recipe.batch_size}: went on from there with "
         f"{changes}"
     )
-
-
-def _add_earlier(report: RunReport, earlier: RunReport) -> None:
-    """Add what an attempt before did to the report of the one that went on from it."""
-    report.tokens += earlier.tokens
-    report.answer_tokens += earlier.answer_tokens
-    report.seconds += earlier.seconds
-    known = {step for step, _ in earlier.validation_losses}
-    later = [pair for pair in report.validation_losses if pair[0] not in known]
-    report.validation_losses = earlier.validation_losses + later

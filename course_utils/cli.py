@@ -39,10 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with aside:  # whatever a library prints
             result, text = options.run(options)
-    except CourseError as error:
+    except (CourseError, OSError) as error:
+        said = str(error)
+        if isinstance(error, OSError) and error.filename:
+            said = f"{error.filename}: {error.strerror}. Check the path, and your rights there."
         if options.json:
-            print(json.dumps({"error": str(error)}, ensure_ascii=False))
-        print(f"error: {error}", file=sys.stderr)
+            print(json.dumps({"error": said}, ensure_ascii=False))
+        print(f"error: {said}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
@@ -209,6 +212,9 @@ def _read_job(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
     fields = recipes.read_fields(options.recipe)
     named = {name: fields.pop(name, None) for name in JOB_FIELDS}
+    for name, value in named.items():
+        if not isinstance(value, str | None):
+            raise CourseError(f"{name} is {value!r} in {options.recipe}: name one path.")
     return recipes.from_dict(fields), {n: getattr(options, n) or named[n] for n in JOB_FIELDS}
 
 

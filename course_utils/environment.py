@@ -15,7 +15,7 @@ from . import fetch, memory, models, precision
 from .recipes import Recipe
 from .report import versions
 
-NEEDED_GIB = 4.0  # the first chapter's peak, with the operating system's share
+NEEDED_GIB = 4.0  # the most that a chapter takes, with the operating system's share
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _memory() -> tuple[str, str, str]:
     if free < NEEDED_GIB:
         meaning = f"less than the {NEEDED_GIB:.0f} GiB this needs: close other programs first"
     else:
-        meaning = f"enough: this chapter needs at most {NEEDED_GIB:.0f} GiB"
+        meaning = f"enough: the chapters need at most {NEEDED_GIB:.0f} GiB each"
     return "memory", f"{free:.1f} GiB free of {memory.memory_limit_gib():.1f} GiB", meaning
 
 

@@ -82,6 +82,7 @@ def replies(
         for start in range(0, len(order), batch_size):
             members = order[start : start + batch_size]
             batch = left_padded([texts[i] for i in members], tokenizer, model)
+            _check_room(model, batch["input_ids"].shape[1], max_new_tokens)
             produced = generate_tokens(model, tokenizer, batch, max_new_tokens, temperature)
             for i, tokens in zip(members, produced, strict=True):
                 answers[i] = _reply(tokens.tolist(), stops, tokenizer)
@@ -90,6 +91,16 @@ def replies(
     finally:
         model.train(was_training)
     return answers
+
+
+def _check_room(model: nn.Module, prompt: int, new: int) -> None:
+    """Whether the model has positions for a prompt and its answer, both in tokens."""
+    most = getattr(model.config, "max_position_embeddings", None)
+    if most and prompt + new > most:
+        raise CourseError(
+            f"A prompt of {prompt:,} tokens and {new:,} new ones are more than the {most:,} that "
+            "this model reads: shorten the prompt, or lower max_new_tokens."
+        )
 
 
 def _reply(tokens: list[int], stops: list[int], tokenizer: PreTrainedTokenizerBase) -> Reply:
@@ -259,6 +270,8 @@ def score(
     """Ask every conversation's prompt and grade the answers; `options` go to `generate`."""
     if not conversations:
         raise CourseError("There is nothing to score: the list of conversations is empty.")
+    for conversation in conversations:  # before minutes of answers, not after
+        scoring.check_of(conversation)
     answers = replies(model, tokenizer, [c.prompt for c in conversations], **options)
     grades = [scoring.grade(a.text, c) for a, c in zip(answers, conversations, strict=True)]
     return Score(

@@ -688,6 +688,8 @@ def why_not(model: nn.Module, dtype: torch.dtype | None = None, longest: int = 0
     config = decoder_of(model).config
     if config.model_type not in FAMILIES:
         return f"{config.model_type} layers are not built like Llama's"
+    if getattr(config, "attention_dropout", 0):
+        return "the model has dropout in its attention"
     window = getattr(config, "sliding_window", None)
     if window and getattr(config, "use_sliding_window", True) and window < longest:
         return f"rows of {longest} tokens are longer than the attention window of {window}"
@@ -818,6 +820,7 @@ def _check_same(decoder: nn.Module, fast: FastDecoder) -> None:
     """Raise CourseError unless both give the same hidden states for a few tokens."""
     place, was_training = next(decoder.parameters()).device, decoder.training
     tokens = torch.arange(16, device=place).view(2, 8) * 31 + 100
+    tokens %= decoder.config.vocab_size
     decoder.eval()
     try:
         own, ours = decoder(tokens, use_cache=False)[0].float(), fast(tokens).float()

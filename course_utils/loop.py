@@ -25,6 +25,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from . import compat, fast, fp8
 from .ahead import CountedBatches, LateLog, without_walks
+from .checkpoints import go_on_from, note_figures, remove_older
 from .encoding import batches
 from .errors import CourseError
 from .loss import answers_only, summed_loss
@@ -318,7 +319,6 @@ def arguments(recipe: Recipe, folder: Path, place: torch.device, precision: str,
         logging_nan_inf_filter=False,  # else each step's loss would be waited for
         save_strategy="steps" if recipe.save_every else "no",
         save_steps=recipe.save_every or 500,
-        save_total_limit=2,
         seed=recipe.seed,
         data_seed=recipe.seed,
         remove_unused_columns=False,
@@ -351,6 +351,10 @@ class _Watch(TrainerCallback):
             self.panel.start(state.max_steps)
         self.report.losses = [_curve_point(e) for e in state.log_history if "loss" in e]
         self.report.steps = self.began_at = self.trainer.late.noted = state.global_step
+        if self.trainer.resumed:
+            main = self.trainer.processes.main
+            go_on_from(self.report, Path(self.trainer.resumed), state.global_step, main)
+            self._note_step()
         if self.trainer.best and self.trainer.resumed:
             self.trainer.best.read_from(Path(self.trainer.resumed))
         self._validate(state, control)
@@ -373,7 +377,7 @@ class _Watch(TrainerCallback):
 
     def back_to_last_step(self) -> None:
         """Undo what a failed step counted and drew."""
-        self.report.seconds += time.perf_counter() - self._since
+        self._count_time()
         self.report.tokens, self.report.answer_tokens, state = self._last
         _set_random_state(state)
 
@@ -419,11 +423,16 @@ class _Watch(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        counted = self.trainer.processes.total(self.report.tokens, self.report.answer_tokens)
+        self._count_time()
         if self.trainer.processes.main:
+            tokens, answers = map(int, counted)
+            note_figures(self.report, folder, tokens=tokens, answer_tokens=answers)
             self.trainer.recipe.save(folder / "recipe.yaml")
             torch.save(self._epoch_state, folder / EPOCH_RANDOM)
             if self.trainer.best:
                 self.trainer.best.keep_in(folder, state.global_step)
+            remove_older(folder.parent, self.report.began)
         if self.report.stopped == "interrupted":
             self.report.notes.append(
                 f"interrupted after step {state.global_step} of {state.max_steps}; to go on: "
@@ -431,16 +440,20 @@ class _Watch(TrainerCallback):
             )
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.report.seconds += time.perf_counter() - self._since
+        self._count_time()
         counted = self.trainer.processes.total(self.report.tokens, self.report.answer_tokens)
         self.report.tokens, self.report.answer_tokens = map(int, counted)
 
     def _pause(self, work, *arguments) -> None:
         if self.meter.device.type == "cuda":
             torch.cuda.synchronize()  # the step may still be under way there
-        self.report.seconds += time.perf_counter() - self._since
+        self._count_time()
         work(*arguments)
         self._since = time.perf_counter()
+
+    def _count_time(self) -> None:
+        now = time.perf_counter()
+        self.report.seconds, self._since = self.report.seconds + now - self._since, now
 
     def _validate(self, state, control) -> None:
         value, best = self.trainer.evaluate_now(), self.trainer.best

@@ -99,6 +99,17 @@ def load(
     return _ready(model if quantize else model.to(place))
 
 
+def source_of(model: nn.Module) -> str | None:
+    """What a recipe calls the base of this model: "smollm2", a Hub id or a folder; None: unknown.
+
+    None for random weights, and for what was not loaded by name.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    name = getattr(base, "name_or_path", "")
+    own = (HUB_NAMES[EMBEDDED], str(fetch.cache_dir() / fetch.FOLDER))
+    return EMBEDDED if name in own else name or None
+
+
 def _random_weights(
     config: PretrainedConfig, options: dict[str, Any], place: torch.device, seed: int
 ) -> PreTrainedModel:

@@ -176,7 +176,9 @@ def _problems(recipe: Recipe):
         value = getattr(recipe, name)
         if not (_is_number(value) and 0 <= value < top):
             yield f"{name} is {value!r} and must be at least 0 and below {top}"
-    if recipe.pack_length and not (recipe.packing and recipe.pack_length >= recipe.max_length):
+    lengths = (recipe.pack_length, recipe.max_length)
+    whole = all(isinstance(length, int) for length in lengths)  # others are named above
+    if whole and not (recipe.packing and recipe.pack_length >= recipe.max_length):
         yield "pack_length needs packing=True, and at least max_length tokens"
     if recipe.base_precision == "bf16" and recipe.method != "full":
         yield "base_precision 'bf16' is for method 'full': frozen weights follow `precision`"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from platform import python_version
@@ -25,6 +26,7 @@ class RunReport:
     tokens: prompt and answer tokens trained on, padding not counted.
     seconds: training alone, without loading and evaluation.
     stopped: "finished", or why the run ended early.
+    began: when the run did, before any resumption; local time.
     """
 
     recipe: dict[str, Any]
@@ -45,6 +47,7 @@ class RunReport:
     notes: list[str] = field(default_factory=list)
     stopped: str = "finished"
     output_dir: str | None = None
+    began: str = field(default_factory=lambda: datetime.now().isoformat())
 
     @property
     def tokens_per_second(self) -> float:

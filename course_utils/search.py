@@ -239,7 +239,7 @@ class Study:
         looks = {"evaluate_every": self._every(recipe), "early_stopping": None}
         recipe = recipe.replace(save_every=None, **looks)
         known = self.optuna.get_trials(deepcopy=False)[trial.number].intermediate_values
-        judge = _Judge(trial, self.looks, known)
+        judge = _Judge(trial, self.looks, self._every(recipe), known)
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             folder = Path(folder) / "trial"
             run = training.run(recipe, self.train, self.validation, panel=judge, output_dir=folder)
@@ -331,16 +331,18 @@ def stored(kept: Mapping[str, Any]) -> optuna.Study:
 class _Judge:
     """The panel of a trial's training: reports each look, and stops what the pruner gives up."""
 
-    def __init__(self, trial: optuna.Trial, looks: int, known: Container[int]) -> None:
-        self.trial, self.looks, self.known = trial, looks, known
+    def __init__(self, trial: optuna.Trial, looks: int, every: int, known: Container[int]) -> None:
+        self.trial, self.looks, self.every, self.known = trial, looks, every, known
 
     def start(self, total_steps: int) -> None:
         self.steps = total_steps
 
     def update(self, step: int, **figures: Any) -> None:
-        loss, look = figures.get("validation_loss"), round(self.looks * step / self.steps)
+        loss = figures.get("validation_loss")
         if loss is None or step == 0:
             return
+        # the last look comes at the last step, however far that is from the one before
+        look = self.looks if step >= self.steps else step // self.every
         if not math.isfinite(loss):
             raise CourseError(f"The held-out loss became {loss} at step {step}.")
         if look in self.known:  # reported before its process was killed

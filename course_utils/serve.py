@@ -88,6 +88,8 @@ def start(folder: str | Path, kind: str | None = None) -> Iterator[Server]:
     folder, kind = Path(folder).resolve(), kind or installed()
     if kind is None:
         raise CourseError(HOW_TO)
+    if kind not in COMMANDS:
+        raise CourseError(f"kind is {kind!r} and must be one of {', '.join(COMMANDS)}.")
     if not (folder / "config.json").is_file():
         raise CourseError(f"{folder.name} holds no model to serve: config.json is missing.")
     port = _free_port()

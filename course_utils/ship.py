@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import EvalResult, HfApi, ModelCardData, get_token
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,6 +38,7 @@ __all__ = [
     "to_gguf",
     "whole",
 ]
+NOT_FOR_OTHERS = ["checkpoint-*/**", "best.safetensors"]
 SMOLLM2_LICENSE = "apache-2.0"
 UNSAFE = re.compile(r"^(?:[~/.\\]|[A-Za-z]:)|[\\]")  # what looks like a path of this machine
 
@@ -49,9 +50,9 @@ def merge(source: PeftModel | str | Path) -> PreTrainedModel:
     """The plain model that a LoRA adapter and its base are together, in 32 bits.
 
     source: a run's folder, or a model with an adapter, which is used up.  The base is loaded in the
-    precision that it was trained in; for QLoRA it is the *dequantized* base, which the adapter was
-    trained beside.  The sum is made in 32 bits, where an update is not rounded away: convert once,
-    when saving.  Raises CourseError where there is no adapter.
+    precision that the run computed in, as its report says; for QLoRA it is the *dequantized* base,
+    which the adapter was trained beside.  The sum is made in 32 bits, where an update is not
+    rounded away: convert once, when saving.  Raises CourseError where there is no adapter.
     """
     if isinstance(source, PeftModel):
         if getattr(source.get_base_model(), "is_loaded_in_4bit", False):
@@ -61,7 +62,10 @@ def merge(source: PeftModel | str | Path) -> PreTrainedModel:
         return source.float().merge_and_unload().eval()
     folder = _adapter_folder(source)
     recipe, place = training.recipe_of(folder), models.device()
-    dtype, four = DTYPES[choose_precision(recipe, place)[0]], recipe.method == "qlora"
+    dtype, four = training.computed_in(folder), recipe.method == "qlora"
+    dtype = dtype or DTYPES[choose_precision(recipe, place)[0]]
+    if place.type == "cpu" and dtype == torch.float16:
+        dtype = torch.float32  # the CPU has no such products; nothing is rounded by it
     base = models.load(recipe.model, dtype=dtype, quantize=four)
     base = (models.dequantized(base) if four else base).float()
     return PeftModel.from_pretrained(base, folder).float().merge_and_unload().eval()
@@ -94,11 +98,13 @@ def save_merged(
 ) -> Path:
     """Write a whole model as safetensors with its tokenizer, converted once to `precision`.
 
-    source: a run's folder, or what `merge` returned (`tokenizer`: then the run's), which is
-    converted in place.  precision: "bf16", "fp16" or "fp32".  Raises CourseError for a folder that
+    source: a run's folder, or what `merge` returned, which is converted in place and needs the
+    run's `tokenizer`.  precision: "bf16", "fp16" or "fp32".  Raises CourseError for a folder that
     is not empty: a file that was left there would be taken for a part of the model.
     """
     folder = Path(folder)
+    if isinstance(source, nn.Module) and tokenizer is None:
+        raise CourseError("Say which tokenizer belongs to this model: save_merged(..., tokenizer=)")
     if precision not in DTYPES:
         raise CourseError(f"precision is {precision!r} and must be one of {', '.join(DTYPES)}.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -109,7 +115,7 @@ def save_merged(
     model.config._name_or_path = folder.name  # it held a path of this machine
     with compat.without_progress_bars():
         model.save_pretrained(folder)
-    (tokenizer or models.load_tokenizer()).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -328,8 +334,9 @@ def _changed(recipe: Recipe, base: str) -> str:
 def push(folder: str | Path, name: str | None = None, private: bool = True) -> str:
     """Upload a folder to the Hub repository `name` ("owner/model"); returns its address.
 
-    Raises CourseError, before anything is sent, where nobody is logged in, no name is given or the
-    folder has no model card.
+    Checkpoints stay here: they hold optimizer states, and are for going on.  Raises CourseError,
+    before anything is sent, where nobody is logged in, no name is given or the folder has no model
+    card.
     """
     folder = Path(folder)
     if not (folder / "README.md").is_file():
@@ -344,7 +351,11 @@ def push(folder: str | Path, name: str | None = None, private: bool = True) -> s
     api = HfApi()
     try:
         api.create_repo(name, private=private, exist_ok=True)
-        api.upload_folder(repo_id=name, folder_path=folder)
+        api.upload_folder(repo_id=name, folder_path=folder, ignore_patterns=NOT_FOR_OTHERS)
+    except HFValidationError as error:
+        raise CourseError(
+            f"{name!r} is no name on the Hub: write 'your-name/your-model'."
+        ) from error
     except (HfHubHTTPError, OfflineModeIsEnabled, *hub.transport_errors()) as error:
         why = " ".join(str(error).split())[:200]
         raise CourseError(f"The Hub did not take {folder} ({why}): try again.") from error

@@ -54,8 +54,8 @@ class BestLook:
         if self.writes and self.found:
             # where it begins is looked at once more, and counts as no look
             known = {"step": self.step, "loss": self.loss, "since": self.since, "last": step}
+            shutil.copyfile(self.folder / BEST, checkpoint / BEST)  # first: it is what is read
             (checkpoint / LOOKS).write_text(json.dumps(known), encoding="utf-8")
-            shutil.copyfile(self.folder / BEST, checkpoint / BEST)
 
     def read_from(self, checkpoint: Path) -> None:
         """Go on counting where the run of a checkpoint stood; nothing where it did not count."""

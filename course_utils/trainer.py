@@ -154,10 +154,17 @@ class ModelTrainer:
         resume: str | Path | None = None,
         **fields: Any,
     ) -> tuple[Any, Any]:
-        """Train as `recipe` (or its `fields`) says; every other `train_*` ends here."""
-        self._ensure_tokenizer()
+        """Train as `recipe` (or its `fields`) says; every other `train_*` ends here.
+
+        A recipe that names no model but the default one is for this trainer's; one that names
+        another, or a field `model`, changes the trainer to that one.
+        """
         free = self.allow_qlora or (recipe is None and "method" not in fields)
-        recipe = (recipe or Recipe(model=self.model_name)).replace(**fields)
+        recipe = (recipe or Recipe()).replace(**fields)
+        if "model" in fields or recipe.model != Recipe.model:
+            self._change_to(recipe.model)
+        self._ensure_tokenizer()
+        recipe = recipe.replace(model=self.model_name)
         encoded = self.format_dataset(train_dataset, recipe.max_length)
         if validation_dataset is not None:
             validation_dataset = self.format_dataset(validation_dataset, recipe.max_length)
@@ -207,7 +214,7 @@ class ModelTrainer:
         """Go on from the newest checkpoint in `output_dir`, with the recipe it was started with."""
         checkpoint = training.newest_checkpoint(output_dir)
         recipe = training.recipe_of(checkpoint)
-        self.model_name = recipe.model
+        self._change_to(recipe.model)
         return self.train(
             train_dataset, recipe, output_dir=output_dir, resume=checkpoint, **options
         )
@@ -217,11 +224,13 @@ class ModelTrainer:
     def evaluate(self, dataset: Any, **options: Any) -> dict[str, float]:
         """Held-out loss (nats per answer token) and perplexity; a score where rows have a check.
 
+        Rows are cut at the `max_length` of the training, or at 512 tokens where there was none.
         `options` go to `evaluation.score`, for example `max_new_tokens`.
         """
         self._ensure_model()
         rows = _conversations(dataset)
-        loss = evaluation.held_out_loss(self.model, self.tokenizer, rows)
+        length = self.recipe.max_length if self.recipe else Recipe.max_length
+        loss = evaluation.held_out_loss(self.model, self.tokenizer, rows, max_length=length)
         result = {"loss": loss, "perplexity": math.exp(loss)}
         if all("check" in row.info for row in rows):
             result["score"] = evaluation.score(self.model, self.tokenizer, rows, **options).value
@@ -263,6 +272,11 @@ class ModelTrainer:
         return trainer
 
     # ------------------------------------------------------------------------------ inside
+
+    def _change_to(self, model_name: str) -> None:
+        """Work with this model from here on; its tokenizer comes with it."""
+        if model_name != self.model_name:
+            self.model_name, self.model, self.tokenizer = model_name, None, None
 
     def _ensure_tokenizer(self) -> None:
         if self.tokenizer is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import (
     PreTrainedModel,
@@ -19,6 +21,7 @@ from transformers import (
 )
 
 from . import compat, models, recipes
+from .checkpoints import checkpoints
 from .data import Conversation
 from .encoding import Encoded, encode, packed
 from .errors import CourseError
@@ -74,6 +77,10 @@ def run(
     RanOutOfMemory, with a checkpoint of the last finished step (`budget.run_within` goes on).
     """
     place = models.device() if model is None else next(model.parameters()).device
+    if model is not None:  # so that `load` finds the same base
+        recipe = recipe.replace(model=models.source_of(model) or recipe.model)
+    if output_dir is not None:
+        _check_folder(Path(output_dir), recipe)
     if resume is not None:
         _check_resumable(Path(resume), recipe)
     meter = MemoryMeter(place, empty=model is None)
@@ -85,12 +92,15 @@ def run(
     set_seed(recipe.seed)
     with meter.phase("load"):
         model = _ready(recipe, model, precision, place, resume)
-    _check_fit(model, train)
+    for rows in filter(None, (train, validation)):
+        _check_fit(model, rows)
     report = _new_report(recipe, model, train, place, f"{precision} ({why})")
     name = f"{datetime.now():%Y%m%d-%H%M%S}-{recipe.method}"
     folder = Path(output_dir or Path("runs") / processes().same(name))
     report.output_dir = str(folder)
     report.notes += meter.notes
+    if resume is None and checkpoints(folder):
+        report.notes.append(f"{folder} holds checkpoints of an earlier run too: they stay there")
     trainer = AnswerTrainer(
         recipe, model, tokenizer, train, validation, folder, meter, report, precision, panel
     )
@@ -143,15 +153,26 @@ def _check_looks(recipe: Recipe, validation: Encoded | None) -> None:
         )
 
 
-def _check_fit(model: nn.Module, train: Encoded) -> None:
+def _check_folder(folder: Path, recipe: Recipe) -> None:
+    """Whether a run may write there: not over the base model that it starts from."""
+    if folder.exists() and not folder.is_dir():
+        raise CourseError(f"{folder} is a file: give a folder as output_dir.")
+    base = Path(recipe.model).expanduser()
+    if base.is_dir() and folder.is_dir() and base.samefile(folder):
+        raise CourseError(
+            f"{folder} holds the model that this training starts from: give another output_dir."
+        )
+
+
+def _check_fit(model: nn.Module, rows: Encoded) -> None:
     """Whether this model can read these rows as they are."""
     most = getattr(model.config, "max_position_embeddings", None)
-    if most and train.report.longest > most:
+    if most and rows.report.longest > most:
         raise CourseError(
-            f"The longest row has {train.report.longest} tokens and this model reads at most "
+            f"The longest row has {rows.report.longest} tokens and this model reads at most "
             f"{most}: set max_length={most} or less."
         )
-    if "position_ids" in train[0]:
+    if "position_ids" in rows[0]:
         check_packing(model)
 
 
@@ -162,6 +183,12 @@ def _check_resumable(folder: Path, recipe: Recipe) -> None:
             f"{folder} is no checkpoint to go on from: give a folder such as "
             "runs/NAME/checkpoint-100, which save_every or an interrupted run leaves."
         )
+    try:
+        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CourseError(
+            f"{folder} was not written to its end: go on from an earlier checkpoint, or start anew."
+        ) from error
     if not (folder / "recipe.yaml").is_file():
         return
     old = recipe_of(folder)
@@ -218,13 +245,12 @@ def prepare(model: PreTrainedModel | PeftModel, recipe: Recipe) -> PreTrainedMod
     embeddings in fp32 as well and change no result.
     """
     models.keep_4bit_trainable(model)
+    _check_base(model, recipe)
     if recipe.checkpointing:
         compat.enable_checkpointing(model, int(recipe.checkpointing))
     if isinstance(model, PeftModel):
         return model
     if recipe.method == "full":
-        if getattr(model, "is_loaded_in_4bit", False):
-            raise CourseError("A model held in 4 bits cannot be trained in full: use 'qlora'.")
         return model.to(_trained_in(recipe)).requires_grad_(True)  # see _load_base
     model.requires_grad_(False)
     targets = models.target_layers(model, recipe.targets)
@@ -239,6 +265,26 @@ def prepare(model: PreTrainedModel | PeftModel, recipe: Recipe) -> PreTrainedMod
         fan_in_fan_out=conv1d,  # GPT-2's Conv1D holds its weight transposed
     )
     return get_peft_model(model, config)
+
+
+def _check_base(model: PreTrainedModel | PeftModel, recipe: Recipe) -> None:
+    """Whether a model that was given is what the recipe speaks of."""
+    adapted = isinstance(model, PeftModel)
+    if not adapted and any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise CourseError(
+            "This model carries the adapter of an earlier run, which was put into it: load the "
+            "base again (models.load), or go on with the earlier run's own model (run.model)."
+        )
+    base = model.get_base_model() if adapted else model
+    four_bit = bool(getattr(base, "is_loaded_in_4bit", False))
+    if recipe.method == "full" and four_bit:
+        raise CourseError("A model held in 4 bits cannot be trained in full: use 'qlora'.")
+    if recipe.method != "full" and four_bit != (recipe.method == "qlora"):
+        raise CourseError(
+            f"The method is {recipe.method!r}, and the model given is {'' if four_bit else 'not '}"
+            f"in 4 bits: load it with quantize={not four_bit}, or use "
+            f"{'qlora' if four_bit else 'lora'!r}."
+        )
 
 
 @torch.no_grad()
@@ -295,34 +341,50 @@ def save(run: Run, folder: str | Path) -> Path:
     if not processes().main:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(run.model, PeftModel):
-        # The embedded model's folder is a path of this machine: name its home on the Hub, in the
-        # adapter's configuration and in the card that PEFT writes beside it.
+    adapted, card = isinstance(run.model, PeftModel), folder / "README.md"
+    _remove_other_kind(folder, adapted)
+    written = card.read_bytes() if card.is_file() else None
+    if adapted:
+        # The embedded model's folder is a path of this machine: name its home on the Hub.
         name, base = models.HUB_NAMES.get(run.recipe.model), run.model.get_base_model()
         config = run.model.peft_config["default"]
         config.base_model_name_or_path = name or run.recipe.model
         base.config._name_or_path = base.name_or_path = name or base.name_or_path
     with compat.without_progress_bars():
         # "auto" would ask the Hub for the base's config, to see whether its vocabulary has grown
-        options = {"save_embedding_layers": False} if isinstance(run.model, PeftModel) else {}
+        options = {"save_embedding_layers": False} if adapted else {}
         if whole is not None:  # weights that were shared out
             options["state_dict"] = whole
         run.model.save_pretrained(folder, **options)
+    if adapted:  # PEFT writes a form with nothing filled in, which nobody should publish
+        card.unlink(missing_ok=True)
+        if written is not None:
+            card.write_bytes(written)
     run.tokenizer.save_pretrained(folder)
     run.recipe.save(folder / "recipe.yaml")
     run.report.save(folder / "report.json")
     return folder
 
 
+def _remove_other_kind(folder: Path, adapted: bool) -> None:
+    """Remove what an earlier run of the other kind saved here: it would be read with this one's."""
+    if not (folder / "recipe.yaml").is_file():  # no run's folder: nothing in it is ours
+        return
+    whole = ("model*.safetensors*", "config.json", "generation_config.json")
+    for pattern in whole if adapted else ("adapter_*",):
+        for old in folder.glob(pattern):
+            old.unlink()
+
+
 def newest_checkpoint(folder: str | Path) -> Path:
-    """The checkpoint with the most steps in a run's folder."""
-    found = [p for p in Path(folder).glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
+    """The checkpoint with the most steps, of the newest run in a folder."""
+    found = checkpoints(folder)
     if not found:
         raise CourseError(
             f"{folder} holds no checkpoint to go on from: set save_every in the recipe, or "
             "interrupt a run once, and one is kept there (chapter 10, 'resume restarts')."
         )
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]))
+    return found[-1]
 
 
 def recipe_of(folder: str | Path) -> Recipe:
@@ -336,6 +398,12 @@ def report_of(folder: str | Path) -> RunReport | None:
     return load_report(path) if path.is_file() else None
 
 
+def computed_in(folder: str | Path) -> torch.dtype | None:
+    """The precision that a saved run computed in; None where its report is missing."""
+    report = report_of(folder)
+    return DTYPES.get(report.precision.split()[0]) if report and report.precision else None
+
+
 def load(folder: str | Path) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, Recipe]:
     """(model, tokenizer, recipe) that `save` wrote; an adapter comes on its base model."""
     folder = Path(folder)
@@ -344,7 +412,8 @@ def load(folder: str | Path) -> tuple[PreTrainedModel | PeftModel, PreTrainedTok
     recipe = recipes.load(folder / "recipe.yaml")
     tokenizer = models.load_tokenizer(folder)
     place = models.device()
-    precision, _ = choose_precision(recipe, place)
+    precision = "fp32" if recipe.precision == "fp16" and place.type == "cpu" else None
+    precision = precision or choose_precision(recipe, place)[0]
     if not (folder / "adapter_config.json").is_file():
         return models.load(folder), tokenizer, recipe
     base = _load_base(recipe, precision, place)

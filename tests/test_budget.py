@@ -128,6 +128,20 @@ def test_by_hand_it_goes_on_from_the_checkpoint(recipe, rows, whole, tmp_path):
         training.run(recipe.replace(batch_size=2), rows, resume=checkpoint)
 
 
+def test_the_checkpoint_that_was_given_stays_as_it_is(recipe, rows, whole, tmp_path):
+    with pytest.raises(RanOutOfMemory):
+        training.run(recipe, rows, output_dir=tmp_path, callbacks=[SmallCard(2, 3)])
+    given = tmp_path / "checkpoint-3"
+    before = {path.name: path.read_bytes() for path in given.iterdir()}
+    card = SmallCard(2, since=3)  # at once, before anything new is done
+    run = budget.run_within(
+        recipe, rows, output_dir=tmp_path / "on", resume=given, callbacks=[card]
+    )
+    assert run.recipe.batch_size == 2 and _losses(run) == pytest.approx(_losses(whole), abs=1e-4)
+    assert {path.name: path.read_bytes() for path in given.iterdir()} == before
+    assert run.report.tokens == whole.report.tokens  # those before the checkpoint count too
+
+
 @pytest.mark.parametrize("allowed", [True, False])
 def test_the_last_resort_is_a_base_in_4_bits(recipe, rows, whole, tmp_path, allowed):
     def in_4_bits(model):

@@ -43,6 +43,12 @@ def greedy_block(answer, entry):
     return found[1].replace("```", "") if found else answer
 
 
+def mentioning_block(answer, entry):
+    blocks = re.findall(r"```\w*\n(.*?)(?:```|\Z)", answer, flags=re.DOTALL)
+    fitting = [block for block in blocks if f"{entry}(" in block]
+    return (fitting or blocks or [answer])[0]
+
+
 def keeps_language(answer, entry):
     return answer.split("```")[1] if "```" in answer else answer
 
@@ -159,6 +165,7 @@ WRONG: list[tuple[str, Callable, str]] = [
     ("code_block", lambda answer, entry: answer, "still holds a fence"),
     ("code_block", first_block, "second defines the function"),
     ("code_block", last_block, "first defines the function"),
+    ("code_block", mentioning_block, "first block only uses the function"),
     ("code_block", closed_block, "cut off"),
     ("code_block", python_block, "names no language"),
     ("code_block", greedy_block, "holds more|prose around"),

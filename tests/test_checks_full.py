@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from check_contract import CheckContract
 
-from course_utils.checks import full
+from course_utils.checks import NotYet, full
 
 
 def gib(n, weights, gradients, state):
@@ -32,6 +33,13 @@ def adamw_uncorrected(w, g, m, v, t, *, lr, betas, eps, weight_decay):
     b1, b2 = betas
     m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
     return w * (1 - lr * weight_decay) - lr * m / (v.sqrt() + eps), m, v
+
+
+def adamw_eps_inside(w, g, m, v, t, *, lr, betas, eps, weight_decay):
+    b1, b2 = betas
+    m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+    step = (m / (1 - b1**t)) / (v / (1 - b2**t) + eps).sqrt()
+    return w * (1 - lr * weight_decay) - lr * step, m, v
 
 
 def adamw_uphill(w, g, m, v, t, **s):
@@ -88,8 +96,8 @@ def last_part(weight, parts):
     return accumulated(weight, parts[-1:])
 
 
-def loop(model, batch, rate, steps, fresh=True, step=True, sign=1.0):
-    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0), []
+def loop(model, batch, rate, steps, fresh=True, step=True, sign=1.0, decay=0.0):
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay), []
     for _ in range(steps):
         if fresh:
             optimizer.zero_grad()
@@ -120,6 +128,7 @@ WRONG: list[tuple[str, Callable[..., Any], str]] = [
     ("survives", lambda w, u: u.abs() > 1e-3, "result"),
     ("survives", lambda w, u: torch.zeros(40, dtype=torch.bool), "differs first"),
     ("adamw_step", adamw_uncorrected, "bias correction"),
+    ("adamw_step", adamw_eps_inside, "eps under the root"),
     ("adamw_step", adamw_uphill, "uphill"),
     ("adamw_step", adamw_no_decay, "lacks the weight decay"),
     ("adamw_step", adamw_early, "step - 1"),
@@ -136,10 +145,21 @@ WRONG: list[tuple[str, Callable[..., Any], str]] = [
     ("overfit", lambda *a: loop(*a, step=False), "no weight"),
     ("overfit", lambda *a: loop(*a, sign=-1.0), "rises"),
     ("overfit", lambda m, b, r, n: loop(m, b, r / 50, n), "below 0.05"),
+    ("overfit", lambda m, b, r, n: loop(m, b, 0.1, n), "the given learning rate"),
+    ("overfit", lambda *a: loop(*a, decay=0.01), "without weight decay"),
     ("overfit", lambda *a: loop(*a)[:-1], "steps"),
     ("overfit", lambda m, b, r, n: [0.0] * n, "no weight"),
     ("overfit", lambda *a: [0.01] * len(loop(*a)), "first loss"),
 ]
+
+
+def test_eps_has_its_place(capsys):
+    """Whatever numbers are drawn, eps under the root is told from eps beside it."""
+    for _ in range(100):
+        full.adamw_step(adamw)
+        with pytest.raises(NotYet, match="eps under the root"):
+            full.adamw_step(adamw_eps_inside)
+    assert capsys.readouterr().out.count("Right: ") == 100
 
 
 class TestFull(CheckContract):

@@ -139,6 +139,15 @@ def diagnose_without_nan(train, validation):
     return diagnose([loss for loss in train if math.isfinite(loss)], validation)
 
 
+def diagnose_by_the_last_nan(train, validation):
+    end = math.isnan(train[-1])
+    return "too high" if end else diagnose([loss for loss in train if loss < math.inf], validation)
+
+
+def diagnose_by_any_nan(train, validation):
+    return diagnose([9e9 if loss == math.inf else loss for loss in train], validation)
+
+
 def diagnose_by_the_gap(train, validation):
     found = diagnose(train, validation)
     gap = validation[-1] > 1.02 * min(validation)
@@ -188,6 +197,7 @@ WRONG = [
     ("grid_search", lambda s, e: grid_search(s, e)[0], "two things are wanted"),
     ("prune", prune_upside_down, "wrong way round"),
     ("prune", lambda m, o: prune(m, o, least=1), "only 3 others"),
+    ("prune", lambda m, o: prune(m, o, least=5), "4 are enough.*at least 4"),
     ("prune", lambda m, o: prune(m, o, worst=lambda x: x[-1]), "lowest loss so far"),
     ("prune", lambda m, o: prune(m, o, middle=statistics.mean), "which they do not move"),
     ("prune", lambda m, o: prune(m, o, middle=max), "worse than the median at its look goes on"),
@@ -206,10 +216,16 @@ WRONG = [
     ("optimism", lambda n, m, p: m * optimism(n, m, p), "is in rows"),
     ("optimism", lambda n, m, p: optimism(n, m, p, repeats=1), "another one each time"),
     ("optimism", lambda n, m, p: optimism(n, 4 * m, p), "too small"),
-    ("diagnose", diagnose_without_nan, "ends in nan"),
-    ("diagnose", diagnose_by_the_gap, "a few per cent above its lowest"),
-    ("diagnose", lambda t, v: diagnose(t, v, slack=99), "'overfitting' was called 'right'"),
-    ("diagnose", lambda t, v: diagnose(t, v, still=9), "'too low' was called 'right'"),
+    ("diagnose", diagnose_without_nan, "ends in nan|a single inf"),
+    ("diagnose", diagnose_by_the_last_nan, "a single inf in the middle was called 'right'"),
+    ("diagnose", diagnose_by_any_nan, "a single inf in the middle was called 'right'"),
+    ("diagnose", diagnose_by_the_gap, "a few per cent above its lowest|1.2 times its lowest"),
+    ("diagnose", lambda t, v: diagnose(t, v, slack=1.15), "1.2 times its lowest was called 'over"),
+    ("diagnose", lambda t, v: diagnose(t, v, slack=1.35), "1.3 times its lowest was called 'right"),
+    ("diagnose", lambda t, v: diagnose(t, v, slack=99), "'overfitting'.* was called 'right'"),
+    ("diagnose", lambda t, v: diagnose(t, v, still=0.3), "0.65 of its start was called 'too low'"),
+    ("diagnose", lambda t, v: diagnose(t, v, still=0.8), "0.75 of its start was called 'right'"),
+    ("diagnose", lambda t, v: diagnose(t, v, still=9), "'too low'.* was called 'right'"),
     ("diagnose", lambda t, v: diagnose(v, t), "was called"),
     ("diagnose", lambda t, v: diagnose(t, v).replace(" ", "_"), "is no shape|was called"),
 ]

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ from course_utils.claims.figures import Figure, Ref, number
 from course_utils.errors import CourseError
 
 BY_ID = {claim.id: claim for claim in claims.CLAIMS}
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 
 def missing(claim) -> list[str]:
@@ -228,6 +230,38 @@ def test_the_notebook_table_shows_every_row(ledger):
     assert html.count("<tr>") == 4 and "4,194,304 parameters" in html and "NVIDIA H200" in html
     assert "off by a factor 2.4" in html and "to come: tuning_settings.json" in html
     assert str(table) == str(few) and "3 claims of the guide" in str(table)
+
+
+def tables() -> list:
+    """Each notebook cell that shows rows of the ledger: the rows it names, the text it shows."""
+    found = []
+    for path in NOTEBOOKS:
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            source = "".join(cell["source"])
+            if cell["cell_type"] != "code" or "claims_table(" not in source:
+                continue
+            named = re.findall(r'"(\d[\w.]*-[\w-]+)"', source)
+            sections = re.findall(r'\.select\("([\d.]+)"\)', source)
+            texts = ["".join(o.get("data", {}).get("text/plain", "")) for o in cell["outputs"]]
+            case = (named, sections, "".join(texts))
+            found.append(pytest.param(*case, id=f"{path.stem}-{cell['id']}"))
+    return found
+
+
+def without_spaces(text: str) -> str:
+    """Lines may be broken anywhere, at a hyphen too."""
+    return "".join(text.split())
+
+
+@pytest.mark.parametrize(("named", "sections", "shown"), tables())
+def test_notebooks_show_the_ledger_as_it_is_now(ledger, named, sections, shown):
+    """Figures, verdicts and reasons: what is stored is not compared when notebooks are tested."""
+    rows = [ledger[id] for id in dict.fromkeys(named)]
+    rows += [row for section in sections for row in ledger.select(section)]
+    assert rows, "name the rows by their ids or their section"
+    blocks = [str(claims.Ledger((row,))).partition("\n\n")[2] for row in rows]
+    stale = [text for text in blocks if without_spaces(text) not in without_spaces(shown)]
+    assert not stale, "run tools/refresh.py; these are shown otherwise:\n" + "\n".join(stale)
 
 
 def test_the_table_shows_text_never_html(ledger):

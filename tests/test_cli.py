@@ -95,6 +95,13 @@ def test_an_error_is_one_sentence_and_ends_in_1(call, json_flag):
     assert out == (json.dumps({"error": sentence}) + "\n" if json_flag else "")
 
 
+def test_an_error_of_the_system_is_a_sentence_too(call, tmp_path, monkeypatch):
+    (tmp_path / "taken").write_text("", encoding="utf-8")
+    monkeypatch.setattr(cli, "_check_data", lambda options: (tmp_path / "taken" / "x").read_text())
+    code, out, err = call("check-data", "x.json")
+    assert code == 1 and "Not a directory. Check the path" in err and "Traceback" not in err
+
+
 def test_what_a_library_prints_stays_out_of_the_json(call, monkeypatch, capsys):
     from course_utils import fetch
 
@@ -143,6 +150,8 @@ def test_flags_win_over_the_file(job, call, monkeypatch):
         ("data: nowhere.json", "nowhere.json"),
         ("data: rows.json\nmodel: ./nowhere", "There is no model folder ./nowhere"),
         ("just text", "must be a list of `field: value` lines"),
+        ("data: [rows.json, more.json]", "data is ['rows.json', 'more.json'] in bad.yaml"),
+        ("data: rows.json\noutput: tiny.yaml", "tiny.yaml is a file"),
     ],
 )
 def test_train_says_what_is_wrong_with_a_recipe(job, call, monkeypatch, text, said):

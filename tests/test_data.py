@@ -754,6 +754,13 @@ def test_split_holds_out_about_the_share_and_loses_nothing():
     assert abs(len(held_out) / 5000 - 0.2) < 0.025
 
 
+def test_a_single_opening_is_trained_on():
+    for n in range(50):
+        train, held_out = split([ask(f"question {n}", "a"), ask(f"question {n}", "b")], share=0.2)
+        assert len(train) == 2 and held_out == []
+    assert split([], share=0.2) == ([], [])
+
+
 def test_no_duplicate_crosses_the_split():
     rows = [
         ask(question, f"answer {copy}")

@@ -45,6 +45,18 @@ def test_replies_say_how_long_they_are_and_whether_they_ended(base, tokenizer):
     assert [short.text, long.text] == evaluation.generate(base, tokenizer, asked, max_new_tokens=20)
 
 
+def test_a_prompt_that_the_model_cannot_read_is_named(tokenizer):
+    model = tiny_models.model("gpt2", n_positions=64)
+    with pytest.raises(CourseError, match="and 60 new ones are more than the 64"):
+        evaluation.generate(model, tokenizer, QUESTIONS[:1], max_new_tokens=60)
+
+
+def test_a_row_that_cannot_be_graded_is_named_before_anything_is_asked(tokenizer):
+    rows = [conversation(QUESTIONS[0], "Paris"), conversation(QUESTIONS[1], "Hi")]
+    with pytest.raises(CourseError, match="cannot be graded"):
+        evaluation.score(None, tokenizer, rows)  # a model that answers nothing
+
+
 def test_a_score_knows_the_share_that_ended(base, tokenizer):
     check = {"type": "contains", "values": ["Paris"]}
     rows = [conversation(q, "Paris", check=check) for q in (QUESTIONS[0], "Tell me a long story.")]

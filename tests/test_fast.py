@@ -211,6 +211,17 @@ def test_what_it_cannot_run_is_named():
 # ------------------------------------------------------------------------------------- fp8
 
 
+def test_a_small_vocabulary_is_enough_to_be_checked():
+    model = adapted(model=tiny_models.model("llama", vocab_size=64))
+    with fast.fast_layers(model, dtype=torch.float32):
+        model(input_ids=torch.arange(8)[None])
+
+
+def test_dropout_in_the_attention_is_for_the_stock_layers():
+    model = adapted(model=tiny_models.model("llama", attention_dropout=0.1))
+    assert fast.why_not(model) == "the model has dropout in its attention"
+
+
 def test_fp8_base_is_within_its_rounding():
     """Loss and gradients of a base in fp8 beside fp32: e4m3 rounds by up to 6 % a number."""
     model = adapted()

@@ -144,6 +144,8 @@ def test_presets_keep_the_guides_effective_batch():
     [
         ({"pack_length": 64}, "pack_length needs packing=True"),
         ({"packing": True, "max_length": 512, "pack_length": 64}, "at least max_length"),
+        ({"packing": True, "pack_length": "1024"}, "pack_length is '1024'"),
+        ({"packing": True, "pack_length": 64, "max_length": "x"}, "max_length is 'x'"),
         ({"offload": True}, "needs checkpointing=True"),
         ({"base_precision": "fp8", "method": "qlora"}, "is for method 'lora'"),
         ({"base_precision": "fp8", "fast": False}, "needs fast=True"),

@@ -172,6 +172,13 @@ def test_trials_of_other_lengths_are_judged_at_the_same_shares(base):
         assert trial.value == pytest.approx(trial.intermediate_values[4], abs=1e-5)
 
 
+def test_looks_are_numbered_in_turn_where_steps_do_not_divide(base):
+    finished = study(base.replace(max_steps=5), {"rank": [2]}, sampler="grid", looks=3).run()
+    (trial,) = finished.optuna.trials  # looks after 2, 4 and 5 steps
+    assert list(trial.intermediate_values) == [1, 2, 3]
+    assert trial.value == pytest.approx(trial.intermediate_values[3], abs=1e-4)
+
+
 @pytest.mark.parametrize("pruner", ["median", "halving"])
 def test_a_pruner_stops_what_falls_behind(base, pruner):
     space = {"learning_rate": [1e-2, 2e-2, 3e-2, 4e-2, 1e-8]}

@@ -40,6 +40,7 @@ def test_card_and_info_are_complete(name):
     data = load(name)
     assert data.name == name
     assert data.card.rows == len(everything(name)) == data.cleaning.kept
+    assert data.card.held_out == len(data.held_out)
     assert data.card.kinds == {kind: len(rows) for kind, rows in by_kind(name).items()}
     assert data.card.source and data.card.license and data.card.text in str(data.card)
     for conversation in everything(name):
@@ -76,6 +77,23 @@ def test_one_kind_alone():
     assert [c for c in load("instruction").held_out if c.info["kind"] == "ticket"] == (
         tickets.held_out
     )
+
+
+def test_the_card_of_a_part_speaks_of_the_part():
+    whole = load("instruction")
+    part = whole.only("log", "calendar", text="Log lines and appointments, in English.")
+    assert (part.card.rows, part.card.held_out) == (130, len(part.held_out))
+    assert "Chinese" not in str(part.card)
+    assert str(part.card).startswith(
+        f"{whole.card.title}: 130 conversations, {len(part.held_out)} of them held out\n"
+        "Log lines and appointments, in English.\n"
+    )
+    assert part.card.source == whole.card.source and part.card.license == whole.card.license
+    unsaid = whole.only("log", "calendar").card.text
+    assert unsaid == f"A part of: {whole.card.text}"
+    assert whole.only("log", "calendar").only("log").card.text == unsaid
+    assert part.only("log").card.text == "A part of: Log lines and appointments, in English."
+    assert whole.only(*whole.card.kinds).card.text == whole.card.text
 
 
 def test_dice_are_fixed():

@@ -16,6 +16,7 @@ import tiny_models
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from huggingface_hub.utils import filter_repo_objects
 from peft import PeftModel
 from transformers import LlamaConfig
 
@@ -118,6 +119,7 @@ def test_a_wholly_tuned_run_has_nothing_to_merge(tmp_path, small_model, tokenize
         (lambda run, full: ship.export(run, full / "config.json"), "is there already"),
         (lambda run, full: ship.to_gguf("nowhere", "x.gguf"), "nowhere holds no model"),
         (lambda run, full: ship.push(full), "has no README.md"),
+        (lambda run, full: ship.save_merged(models.load(full), "x"), "which tokenizer belongs"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_sentence(run, merged, call, said):
@@ -264,6 +266,27 @@ def test_nobody_is_logged_in(tmp_path, monkeypatch):
     (tmp_path / "README.md").write_text("# A model", encoding="utf-8")
     with pytest.raises(CourseError, match="Nobody is logged in.*hf auth login"):
         ship.push(tmp_path, "me/model")
+
+
+def test_a_push_leaves_checkpoints_here(tmp_path, monkeypatch):
+    sent = {}
+    monkeypatch.setattr(ship, "get_token", lambda: "a token")
+    monkeypatch.setattr(ship.HfApi, "create_repo", lambda self, name, **options: None)
+    monkeypatch.setattr(ship.HfApi, "upload_folder", lambda self, **options: sent.update(options))
+    for name in ("README.md", "adapter_model.safetensors", "checkpoint-4/optimizer.pt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x", encoding="utf-8")
+    assert ship.push(tmp_path, "me/model") == "https://huggingface.co/me/model"
+    names = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")]
+    kept = filter_repo_objects(names, ignore_patterns=sent["ignore_patterns"])
+    assert sorted(kept) == ["README.md", "adapter_model.safetensors"]
+
+
+def test_a_name_that_the_hub_cannot_have_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(ship, "get_token", lambda: "a token")
+    (tmp_path / "README.md").write_text("# A model", encoding="utf-8")
+    with pytest.raises(CourseError, match="'my model!' is no name on the Hub"):
+        ship.push(tmp_path, "my model!")
 
 
 # ---------------------------------------------------------------------------- several adapters

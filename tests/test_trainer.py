@@ -10,9 +10,10 @@ import pytest
 import torch
 from datasets import Dataset
 
-from course_utils import CourseError, ModelTrainer, models, trainer
+from course_utils import CourseError, ModelTrainer, models, recipes, trainer
 from course_utils.data import Conversation
 from course_utils.encoding import IGNORE, Encoded
+from course_utils.recipes import Recipe
 
 ROWS = [
     {"instruction": "Say the color of the sky.", "input": "", "output": "Blue."},
@@ -273,3 +274,40 @@ def test_an_untrained_trainer_answers_as_its_base_model(small_model):
     )
     with pytest.raises(CourseError, match=r"recipe\.yaml is missing"):
         ModelTrainer.load(small_model)
+
+
+# ------------------------------------------------------------------- which model is trained
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What `training.run` would be asked for: a list of (model, vocabulary of its tokenizer)."""
+    found = []
+
+    def run(recipe, rows, validation, *, tokenizer, **options):
+        found.append((recipe.model, tokenizer.name_or_path))
+        raise CourseError("enough")
+
+    monkeypatch.setattr(trainer.training, "run", run)
+    return found
+
+
+def train(made, *arguments, **fields):
+    with pytest.raises(CourseError, match="enough"):
+        made.train(ROWS, *arguments, **fields)
+
+
+def test_a_preset_is_for_the_trainers_own_model(asked, small_model):
+    made = ModelTrainer(str(small_model))
+    for recipe in (recipes.RECOMMENDED_CONFIG_SMALL, Recipe(rank=4), None):
+        train(made, recipe)
+    assert asked == [(str(small_model), str(small_model))] * 3
+
+
+def test_another_model_brings_its_own_tokenizer(asked, small_model):
+    made = ModelTrainer()
+    train(made, Recipe())
+    train(made, Recipe(model=str(small_model)))
+    assert asked[0][0] == "smollm2" and asked[1] == (str(small_model), str(small_model))
+    train(made, model="smollm2")
+    assert asked[2] == asked[0] and made.model_name == "smollm2"

@@ -14,6 +14,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from course_utils import evaluation, fetch, models, precision, training
+from course_utils.checkpoints import SO_FAR
 from course_utils.data import Conversation
 from course_utils.errors import CourseError
 from course_utils.loop import learning_rate_factor
@@ -266,13 +267,24 @@ def test_grouping_by_length_takes_every_row_once(start):
 @pytest.mark.parametrize("method", METHODS)
 def test_resuming_equals_an_uninterrupted_run(start, tmp_path, method):
     fields = {"method": method, "dropout": 0.1, "learning_rate": 5e-3}
-    whole = start(folder="whole", save_every=3, **fields)
+    looks = {"validation": tiny_models.encoded(4, seed=1), "evaluate_every": 2}
+    whole = start(folder="whole", save_every=3, **fields, **looks)
     checkpoint = tmp_path / "whole" / "checkpoint-3"
     assert training.recipe_of(checkpoint) == whole.recipe
-    resumed = start(folder="rest", resume=checkpoint, **fields)
+    looked = [pair for pair in whole.report.validation_losses if pair[0] != 3]
+    resumed = start(folder="rest", resume=checkpoint, **fields, **looks)
+    resumed.report.validation_losses = [
+        pair
+        for pair in resumed.report.validation_losses
+        if pair[0] != 3  # where it went on
+    ]
+    assert len(looked) == 4
     assert losses(resumed) == losses(whole) and resumed.report.steps == 6
+    assert resumed.report.seconds > json.loads((checkpoint / SO_FAR).read_text())["seconds"] > 0
     assert_equal(trained(resumed), trained(whole))
-    assert resumed.report.tokens < whole.report.tokens  # those of its own steps
+    for figure in ("tokens", "answer_tokens", "validation_losses"):  # of the whole run
+        assert getattr(resumed.report, figure) == getattr(whole.report, figure)
+    assert resumed.report.began == whole.report.began
 
 
 def test_interrupting_keeps_a_checkpoint_and_says_how_to_go_on(start, tmp_path):
@@ -531,11 +543,110 @@ def test_a_saved_run_answers_the_same(start, tiny_folder, tokenizer, tmp_path, m
 
 def test_an_adapter_of_the_embedded_model_names_its_home_on_the_hub(start, tmp_path):
     run = start(model=models.load(), max_steps=1)  # from its folder on this machine
-    run.recipe = run.recipe.replace(model="smollm2")
+    assert run.recipe.model == "smollm2"
     folder, here = run.save(tmp_path / "saved"), str(fetch.embedded_model())
-    for name in ("README.md", "adapter_config.json"):
-        text = (folder / name).read_text(encoding="utf-8")
-        assert models.HUB_NAMES["smollm2"] in text and here not in text
+    text = (folder / "adapter_config.json").read_text(encoding="utf-8")
+    assert models.HUB_NAMES["smollm2"] in text and here not in text
+
+
+def test_a_form_with_nothing_filled_in_is_no_model_card(start, tmp_path):
+    run, folder = start(max_steps=1), tmp_path / "saved"
+    run.save(folder)
+    assert not (folder / "README.md").exists()  # PEFT writes one
+    (folder / "README.md").write_text("# Mine\n", encoding="utf-8")
+    run.save(folder)
+    assert (folder / "README.md").read_text(encoding="utf-8") == "# Mine\n"
+
+
+def test_a_model_that_was_given_is_found_again(start, tiny_folder, tmp_path):
+    run = start(model=models.load(tiny_folder, on="cpu"), max_steps=2)
+    assert run.recipe.model == str(tiny_folder)
+    model, _, _ = training.load(run.save(tmp_path / "saved"))
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=ids).logits, run.model(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize(("first", "second"), [("lora", "full"), ("full", "lora")])
+def test_a_folder_that_is_used_again_holds_the_last_run_alone(
+    start, tiny_folder, tmp_path, first, second
+):
+    for method in (first, second):
+        base = models.load(tiny_folder, on="cpu")
+        run = start(model=base, method=method, max_steps=2, learning_rate=2e-2)
+        folder = run.save(tmp_path / "saved")
+    model, _, recipe = training.load(folder)
+    assert recipe.method == second and isinstance(model, PeftModel) == (second == "lora")
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=ids).logits, run.model(input_ids=ids).logits)
+
+
+def test_a_folder_of_others_is_left_as_it_is(start, tmp_path):
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "config.json").write_text("{}", encoding="utf-8")
+    start(max_steps=1).save(tmp_path / "saved")
+    assert (tmp_path / "saved" / "config.json").read_text(encoding="utf-8") == "{}"
+
+
+def test_a_run_in_half_precision_opens_on_a_cpu(start, tiny_folder, tmp_path):
+    run = start(model=models.load(tiny_folder, on="cpu"), max_steps=1)
+    run.recipe = run.recipe.replace(precision="fp16")  # as on an older GPU
+    run.report.precision = "fp16 (this GPU has no bf16)"
+    folder = run.save(tmp_path / "saved")
+    assert training.computed_in(folder) == torch.float16
+    if not torch.cuda.is_available():
+        assert next(training.load(folder)[0].parameters()).dtype == torch.float32
+
+
+def test_the_newest_runs_checkpoint_is_taken(start, tmp_path):
+    start(folder="same", save_every=2)  # leaves 4 and 6
+    newer = start(folder="same", save_every=2, max_steps=2, learning_rate=1e-3)
+    assert any("checkpoints of an earlier run" in note for note in newer.report.notes)
+    names = {path.name for path in (tmp_path / "same").glob("checkpoint-*")}
+    assert names == {"checkpoint-2", "checkpoint-4", "checkpoint-6"}  # of 2, 4, 6: two are kept
+    (tmp_path / "same" / "checkpoint-best").mkdir()
+    found = training.newest_checkpoint(tmp_path / "same")
+    assert found.name == "checkpoint-2" and training.recipe_of(found).learning_rate == 1e-3
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end_is_named(start, tmp_path):
+    start(folder="whole", save_every=3)
+    checkpoint = tmp_path / "whole" / "checkpoint-3"
+    (checkpoint / "trainer_state.json").write_text('{"epoch": 0.', encoding="utf-8")
+    with pytest.raises(CourseError, match="checkpoint-3 was not written to its end"):
+        start(folder="rest", resume=checkpoint)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_base_that_an_earlier_run_adapted_is_refused(start, method):
+    base = tiny()
+    start(model=base, max_steps=1)
+    with pytest.raises(CourseError, match="carries the adapter of an earlier run"):
+        start(model=base, method=method, max_steps=1)
+
+
+def test_a_given_model_must_be_what_the_recipe_says(start, tiny_folder):
+    with pytest.raises(CourseError, match="'qlora'.* not in 4 bits.*quantize=True"):
+        start(model=tiny(), method="qlora")
+    packed = models.load(tiny_folder, quantize=True, on="cpu")
+    with pytest.raises(CourseError, match="'lora'.* in 4 bits.*quantize=False"):
+        start(model=packed, method="lora")
+
+
+def test_a_run_does_not_write_over_its_base_or_a_file(start, tiny_folder, tmp_path):
+    with pytest.raises(CourseError, match="holds the model that this training starts from"):
+        training.run(RECIPE.replace(model=str(tiny_folder)), [], output_dir=tiny_folder)
+    (tmp_path / "taken").write_text("", encoding="utf-8")
+    with pytest.raises(CourseError, match="taken is a file"):
+        start(folder="taken")
+
+
+def test_held_out_rows_must_fit_the_model_too(start):
+    long = tiny_models.encoded(2, longest=30)
+    with pytest.raises(CourseError, match="reads at most 8: set max_length=8"):
+        start(model=tiny(max_position_embeddings=8), validation=long,
+              rows=tiny_models.encoded(8, longest=8))  # fmt: skip
 
 
 def test_a_folder_that_no_run_saved_is_refused(tmp_path):

@@ -43,6 +43,11 @@ def code_block(attempt: Any) -> None:
             "of an answer with two blocks, of which the first defines the function",
         ),
         (
+            f"First a test:\n```python\nassert {entry}(1) > 2\n```\nand\n```python\n{code}\n```",
+            code,
+            "of an answer whose first block only uses the function, and whose second defines it",
+        ),
+        (
             f"```python\n{helper}\n```\nor\n```python\nprint(1)\n```",
             helper,
             "of an answer in which no block defines the function (the first one is wanted)",

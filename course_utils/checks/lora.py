@@ -301,7 +301,10 @@ def best_adapter(attempt: Any) -> None:
     )  # fmt: skip
 
 
-@check("three products of thin matrices; the frozen weight only passes the gradient on.")
+@check(
+    "three gradients, by products with thin matrices; the frozen weight only passes the gradient "
+    "on."
+)
 def backward(attempt: Any) -> None:
     x, weight, a, b, alpha = _adapter()
     scale = alpha / len(a)

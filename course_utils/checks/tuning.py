@@ -237,6 +237,11 @@ def _few(asked: Any, others: list[list[float]], middle: float, at: int) -> None:
         look="len(other)",
     )
     expect(not asked(middle + 9, known=[]), "with no other trial at all, none is stopped")
+    expect(
+        asked(middle + 9, known=others[:4]),
+        "a bad trial goes on though 4 others came that far: 4 are enough",
+        look="at least 4, not more than 4",
+    )
     outlier = [*others[:3], [99.0] * len(others[0]), [99.5] * len(others[0])]
     top = statistics.median(other[at] for other in outlier)
     expect(
@@ -360,6 +365,11 @@ def _curve(start: float, end: float, count: int, noise: float = 0.03) -> list[fl
     ]
 
 
+def _fall(start: float, share: float, count: int) -> list[float]:
+    """A smooth curve that ends at this share of its start."""
+    return [*_curve(start, share * start, count - 1, noise=0.0), share * start]
+
+
 @check("each of the four shapes is told by a comparison of two numbers.")
 def diagnose(attempt: Any) -> None:
     start, count = draw.number(1.5, 4), draw.integer(20, 40)
@@ -373,10 +383,20 @@ def diagnose(attempt: Any) -> None:
         ("too high", jumps, [start, *_curve(start * 2, start * 1.4, looks - 1)], ""),
         ("too high", [*learnt[:-2], math.nan, math.nan], _curve(start, down, looks),
          " that ends in nan"),
+        ("too high", [*learnt[: count // 2], math.inf, *learnt[count // 2 :]],
+         _curve(start, down, looks), " with a single inf in the middle"),
         ("overfitting", _curve(start, start / 1000, count),
          [*_curve(start, down * 2, looks - 3), down * 2.1, down * 2.6, down * 3], ""),
         ("right", learnt, [*even, 1.12 * even[-1]],
          " whose last validation loss is a few per cent above its lowest"),
+        ("right", learnt, [*even, 1.2 * even[-1]],
+         " whose last validation loss is 1.2 times its lowest"),
+        ("overfitting", learnt, [*even, 1.3 * even[-1]],
+         " whose last validation loss is 1.3 times its lowest"),
+        ("too low", _fall(start, 0.75, count), _fall(start, 0.75, looks),
+         " that ends at 0.75 of its start"),
+        ("right", _fall(start, 0.65, count), _fall(start, 0.65, looks),
+         " that ends at 0.65 of its start"),
     ]  # fmt: skip
     for wanted, train, validation, kind in draw.sample(cases, len(cases)):
         got = attempt(list(train), list(validation))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .figures import Figure, Ref, cpu, needed, percent, times
 from .ledger import Claim
 from .rules import (
@@ -83,7 +85,7 @@ PRETRAINING = (
 )  # fmt: skip
 
 _FIRST = (
-    Figure("rows of the first chapter", (cpu("quickstart", "rows"),), "rows"),
+    Figure("rows of chapter 0", (cpu("quickstart", "rows"),), "rows"),
     percent("held-out messages exactly right after it", Ref("quickstart", "score_after"),
             combine=lambda share: 100 * share, judged=False),
 )  # fmt: skip
@@ -135,8 +137,10 @@ ROWS = (
         "2.2-lora-least", "2.2", "data", "LoRA and QLoRA take at least 100 rows",
         about(100),
         (Figure(f"rows after which half of the best score is reached, {_EQUAL}",
-                (needed("half_of_best_rows"),), "rows"), _CURVE[1]),
+                (needed("half_of_best_rows"),), "rows"),
+         replace(_CURVE[0], judged=True), _CURVE[1]),
         {HOLDS: "With fewer, equally long training brought less than half of the best score.",
+         DEPENDS: "On how good is good enough, and on the task: measure the curve of your own.",
          OFF: "How many it takes depends on the task: measure the curve of your own."},
     ),
     Claim(
@@ -152,7 +156,7 @@ ROWS = (
     ),
     Claim(
         "2.2-lora-fewer", "2.2", "data", "LoRA needs fewer rows than full fine-tuning",
-        awaits="tuning_settings",
+        awaits="tuning_tasks",
         plan="Scores over the number of rows, full fine-tuning beside LoRA.",
     ),
 )  # fmt: skip

@@ -117,7 +117,7 @@ MEMORY = (
             gib("7B, r8 on q, v, bf16, 4 x 512", grid("lora-bf16")),
             gib("7B, r8 on q, v, bf16, checkpointing, offload, 4 x 512",
                 grid("lora-bf16-checkpointing")),
-            gib("135M, this course's first chapter", _Ref("quickstart", "peak_gib")),
+            gib("135M, chapter 0", _Ref("quickstart", "peak_gib")),
         ),
         {DEPENDS: "The template trains a model of 124M, which needs far less; a 7B fits with "
                   "checkpointing.",
@@ -290,7 +290,8 @@ PARAMETERS = (
         "3.2-parameters", "3.2, 5.1", "parameters", "LoRA r8 trains about 10M parameters of a 7B",
         about(10e6),
         (Figure("r8 on q, v", (cpu("7b-lora-r8-qv", "trainable"),), "parameters"),),
-        {OFF: "r x (inputs + outputs) for each of 64 layers; 10M would be r8 on more layers."},
+        {OFF: "r x (inputs + outputs) for each of 64 layers; no usual choice of layers gives 10M: "
+              "all attention 8.4M, all linear 20M."},
     ),
     Claim(
         "3.2-share", "3.2", "parameters", "that is 0.14 % of them", about(0.14),
@@ -383,7 +384,7 @@ TIME = (
         (
             Figure(f"7B, 10,000 of {ALPACA_ROWS}", _MEAN, "minutes", _minutes(10_000)),
             Figure(f"7B, 50,000 of {ALPACA_ROWS}", _MEAN, "minutes", _minutes(50_000)),
-            Figure("135M, the first chapter", (_Ref("quickstart", "train_seconds"),), "minutes",
+            Figure("135M, chapter 0", (_Ref("quickstart", "train_seconds"),), "minutes",
                    lambda seconds: seconds / 60),
         ),
         {HOLDS: "Tokens over rate; rows without padding and a fast step make it minutes."},

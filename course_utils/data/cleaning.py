@@ -105,7 +105,7 @@ def split(
 
     The side follows from the SHA-256 of a conversation's opening (``Conversation.group``) and the
     salt alone: the order of the rows, the machine and added rows do not change it. Only where one
-    side would stay empty does the nearest opening move over.
+    side would stay empty does the nearest opening move over; a single opening is trained on.
 
     Args:
         share: the part of the openings to hold out, 0 <= share < 1; met approximately.
@@ -119,7 +119,9 @@ def split(
     groups = [conversation.group for conversation in conversations]
     places = {group: _place(group, salt) for group in groups}
     held_groups = {group for group, place in places.items() if place < share}
-    if share > 0 and len(places) > 1:
+    if len(places) == 1:
+        held_groups = set()
+    elif share > 0 and places:
         in_order = sorted(places, key=lambda group: (places[group], group))
         held_groups = (held_groups or {in_order[0]}) - (
             {in_order[-1]} if len(held_groups) == len(places) else set()

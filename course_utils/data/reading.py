@@ -111,6 +111,7 @@ def convert(
 def save(conversations: Iterable[Conversation], path: str | Path) -> Path:
     """Write conversations as JSONL (UTF-8), in the form that :func:`read` reads back unchanged."""
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for conversation in conversations:
             row: Row = {"messages": list(conversation.messages)}

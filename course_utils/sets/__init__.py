@@ -18,6 +18,7 @@ from course_utils.errors import CourseError
 from course_utils.sets import chat
 
 HELD_OUT_SHARE = 0.2
+PART = "A part of: "
 Rows = list[dict[str, Any]]
 
 
@@ -28,6 +29,7 @@ class DataCard:
     Attributes:
         title: the set's name in words.
         rows: conversations after cleaning, training and held-out together.
+        held_out: how many of these are held out.
         source: where the texts come from.
         license: under which license they may be used.
         kinds: kind of task -> number of conversations, largest first.
@@ -36,6 +38,7 @@ class DataCard:
 
     title: str
     rows: int
+    held_out: int
     source: str
     license: str
     kinds: dict[str, int]
@@ -44,9 +47,13 @@ class DataCard:
     def __str__(self) -> str:
         kinds = ", ".join(f"{kind} {count}" for kind, count in self.kinds.items())
         return (
-            f"{self.title}: {self.rows:,} conversations\n{self.text}\n"
+            f"{self.title}: {self.rows:,} conversations, {self.held_out:,} of them held out\n"
+            f"{self.text}\n"
             f"Source: {self.source}\nLicense: {self.license}\nKinds: {kinds}"
         )
+
+
+Counted = Callable[[list[Conversation], int], DataCard]  # conversations, how many are held out
 
 
 @dataclass(frozen=True)
@@ -67,8 +74,12 @@ class DataSet:
     card: DataCard
     cleaning: CleaningReport
 
-    def only(self, *kinds: str) -> DataSet:
+    def only(self, *kinds: str, text: str | None = None) -> DataSet:
         """The same set with these kinds of task alone.
+
+        Args:
+            kinds: names of kinds, as on the card.
+            text: what the part's card says; by default the whole's text, marked as the whole's.
 
         Raises:
             CourseError: the set has no such kind.
@@ -81,8 +92,12 @@ class DataSet:
             )
         train = [c for c in self.train if c.info["kind"] in kinds]
         held_out = [c for c in self.held_out if c.info["kind"] in kinds]
-        card = _card(self.card.title, self.card.source, self.card.license, self.card.text)
-        return DataSet(self.name, train, held_out, card(train + held_out), self.cleaning)
+        if text is None:
+            part = set(kinds) < set(self.card.kinds) and not self.card.text.startswith(PART)
+            text = PART + self.card.text if part else self.card.text
+        counted = _card(self.card.title, self.card.source, self.card.license, text)
+        card = counted(train + held_out, len(held_out))
+        return DataSet(self.name, train, held_out, card, self.cleaning)
 
 
 def load(name: str) -> DataSet:
@@ -96,7 +111,7 @@ def load(name: str) -> DataSet:
     rows, card = _SETS[name]
     conversations, cleaning = clean(convert(rows(), source=name))
     train, held_out = split(conversations, share=HELD_OUT_SHARE)
-    return DataSet(name, train, held_out, card(conversations), cleaning)
+    return DataSet(name, train, held_out, card(conversations, len(held_out)), cleaning)
 
 
 def general_text() -> list[Conversation]:
@@ -109,14 +124,12 @@ def general_text() -> list[Conversation]:
     return [Conversation(({"role": "text", "content": text},)) for text in texts]
 
 
-def _card(
-    title: str, source: str, license: str, text: str
-) -> Callable[[list[Conversation]], DataCard]:
+def _card(title: str, source: str, license: str, text: str) -> Counted:
     """A card that still lacks the counts, which come from the conversations."""
 
-    def counted(conversations: list[Conversation]) -> DataCard:
+    def counted(conversations: list[Conversation], held_out: int) -> DataCard:
         kinds = dict(Counter(c.info["kind"] for c in conversations).most_common())
-        return DataCard(title, len(conversations), source, license, kinds, text)
+        return DataCard(title, len(conversations), held_out, source, license, kinds, text)
 
     return counted
 
@@ -129,7 +142,7 @@ def _json_lines(name: str) -> Rows:
     return [json.loads(line) for line in _read(name).splitlines()]
 
 
-_SETS: dict[str, tuple[Callable[[], Rows], Callable[[list[Conversation]], DataCard]]] = {
+_SETS: dict[str, tuple[Callable[[], Rows], Counted]] = {
     "instruction": (
         lambda: json.loads(_read("instruction.json")),
         _card(
