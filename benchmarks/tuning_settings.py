@@ -110,7 +110,10 @@ def cases(rules: Rules = RULES) -> list[Row]:
 
 
 def summary(rows: list[Row], rules: Rules = RULES) -> Row:
-    """Of each rule, what varies in it and the means and spread of its settings' seeds."""
+    """Of each rule, what varies in it, the means and spread of its settings' seeds, and the best.
+
+    best: the fields of the setting with the lowest mean held-out loss.
+    """
     made: Row = {}
     for rule in rules:
         of = [row for row in rows if rule in row["rules"]]
@@ -119,7 +122,10 @@ def summary(rows: list[Row], rules: Rules = RULES) -> Row:
         for row in of:
             at.setdefault(" ".join(_word(name, row[name]) for name in varied), []).append(row)
         figures = {key: tuning_rules.figures(seeds) for key, seeds in at.items()}
-        made[rule] = {"varied": varied, "at": figures}
+        best = at[min(figures, key=lambda key: figures[key]["loss"])][0]
+        made[rule] = {
+            "varied": varied, "best": {name: best[name] for name in varied}, "at": figures,
+        }  # fmt: skip
     return made
 
 

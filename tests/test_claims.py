@@ -224,11 +224,11 @@ def test_rows_are_picked_by_section_topic_verdict_and_id(ledger):
 
 
 def test_the_notebook_table_shows_every_row(ledger):
-    few = ledger.select(ids=["3.2-parameters", "3.3-saved", "5.3-alpha"])
+    few = ledger.select(ids=["3.2-parameters", "3.3-saved", "5.3-rank-complex"])
     table = display.claims_table(few)
     html = table._repr_html_()
     assert html.count("<tr>") == 4 and "4,194,304 parameters" in html and "NVIDIA H200" in html
-    assert "off by a factor 2.4" in html and "to come: tuning_settings.json" in html
+    assert "off by a factor 2.4" in html and "to come: tuning_tasks.json" in html
     assert str(table) == str(few) and "3 claims of the guide" in str(table)
 
 

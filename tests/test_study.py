@@ -130,7 +130,7 @@ def _both():
 
 def test_a_setting_of_several_rules_counts_in_each():
     rows = [
-        case | {"loss": case["seed"] + 1.0, "score": 0.5, "general": 3.0}
+        case | {"loss": case["seed"] + case["epochs"] / 3, "score": 0.5, "general": 3.0}
         for case in tuning_settings.cases()
     ]
     found = tuning_settings.summary(rows)
@@ -141,7 +141,7 @@ def test_a_setting_of_several_rules_counts_in_each():
         ("alpha", "32 2e-03"), ("epochs", "3"), ("dropout", "0%"),
     )]  # fmt: skip
     assert all(at == centre[0] for at in centre) and centre[0]["loss"] == 1.5
-    assert centre[0]["seeds"] == 2
+    assert centre[0]["seeds"] == 2 and found["epochs"]["best"] == {"epochs": 1}
 
 
 def test_files_that_are_whole_keep_their_device(tmp_path, monkeypatch):
