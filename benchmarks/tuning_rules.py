@@ -4,7 +4,7 @@
     python -m benchmarks.tuning_rules --jobs 12 --minutes 9   # rows are kept as they come
     python -m benchmarks.tuning_rules           # about 2 minutes a run on two CPU cores
 
-Three tasks on the embedded model: easy (the tickets of the first chapter), medium (all 23 kinds of
+Three tasks on the embedded model: easy (the tickets of chapter 0), medium (all 23 kinds of
 instruction) and hard (code, which is run against its tests).  All runs of a task see the same rows
 in batches of `batch_size` and are judged on the same held-out ones.  Learning rates by method come
 first (results/tuning_rates.json), then ranks on the first two tasks (tuning_ranks.json).  The other

@@ -4,7 +4,7 @@
     python -m benchmarks.tuning_settings --jobs 12                     # on a GPU, with MPS
 
 Rates and ranks have studies of their own (`tuning_rules.py`).  Here the task is the first 100
-tickets of the first chapter, seen three times: a run costs a CPU a minute or two, and there is room
+tickets of chapter 0, seen three times: a run costs a CPU a minute or two, and there is room
 for two seeds.  Around the centre (LoRA, rank 16, alpha 32, rate 2e-3, 8 rows an update) one
 thing is varied at a time, alpha together with the rate.  A setting that belongs to several rules is
 run once; every row names its rules (results/tuning_settings.json).  How many rows a method needs,

@@ -106,6 +106,9 @@ def source_of(model: nn.Module) -> str | None:
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     name = getattr(base, "name_or_path", "")
+    for part in Path(name).parts:  # in the Hub's cache, a folder models--OWNER--NAME
+        if part.startswith("models--"):
+            name = part.removeprefix("models--").replace("--", "/", 1)
     own = (HUB_NAMES[EMBEDDED], str(fetch.cache_dir() / fetch.FOLDER))
     return EMBEDDED if name in own else name or None
 

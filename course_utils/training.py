@@ -100,7 +100,9 @@ def run(
     report.output_dir = str(folder)
     report.notes += meter.notes
     if resume is None and checkpoints(folder):
-        report.notes.append(f"{folder} holds checkpoints of an earlier run too: they stay there")
+        report.notes.append(
+            f"{folder} holds checkpoints of an earlier run too: they stay, but for equal steps"
+        )
     trainer = AnswerTrainer(
         recipe, model, tokenizer, train, validation, folder, meter, report, precision, panel
     )
@@ -156,11 +158,11 @@ def _check_looks(recipe: Recipe, validation: Encoded | None) -> None:
 def _check_folder(folder: Path, recipe: Recipe) -> None:
     """Whether a run may write there: not over the base model that it starts from."""
     if folder.exists() and not folder.is_dir():
-        raise CourseError(f"{folder} is a file: give a folder as output_dir.")
+        raise CourseError(f"{folder} is a file: give a folder to write to.")
     base = Path(recipe.model).expanduser()
     if base.is_dir() and folder.is_dir() and base.samefile(folder):
         raise CourseError(
-            f"{folder} holds the model that this training starts from: give another output_dir."
+            f"{folder} holds the model that this training starts from: give another folder."
         )
 
 
@@ -335,14 +337,15 @@ def _new_report(
 def save(run: Run, folder: str | Path) -> Path:
     """Write adapter or model (safetensors), tokenizer, recipe.yaml and report.json to `folder`.
 
-    In a training of several processes each calls this, and the main one writes.
+    In a training of several processes each calls this, and the main one writes.  Raises CourseError
+    for the folder of the base model.
     """
+    _check_folder(Path(folder), run.recipe)
     folder, whole = Path(folder), whole_weights(run.model)
     if not processes().main:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     adapted, card = isinstance(run.model, PeftModel), folder / "README.md"
-    _remove_other_kind(folder, adapted)
     written = card.read_bytes() if card.is_file() else None
     if adapted:
         # The embedded model's folder is a path of this machine: name its home on the Hub.
@@ -356,6 +359,7 @@ def save(run: Run, folder: str | Path) -> Path:
         if whole is not None:  # weights that were shared out
             options["state_dict"] = whole
         run.model.save_pretrained(folder, **options)
+    _remove_other_kind(folder, adapted)  # only now: nothing is lost where writing fails
     if adapted:  # PEFT writes a form with nothing filled in, which nobody should publish
         card.unlink(missing_ok=True)
         if written is not None:

@@ -264,6 +264,17 @@ def test_notebooks_show_the_ledger_as_it_is_now(ledger, named, sections, shown):
     assert not stale, "run tools/refresh.py; these are shown otherwise:\n" + "\n".join(stale)
 
 
+def test_notebooks_show_the_ledgers_count_as_it_is_now(ledger):
+    shown = [
+        "".join(output.get("text", ""))
+        for path in NOTEBOOKS
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if "print(ledger.summary())" in "".join(cell["source"])
+        for output in cell.get("outputs", [])
+    ]
+    assert shown and any(ledger.summary() in text for text in shown)
+
+
 def test_the_table_shows_text_never_html(ledger):
     row = ledger["3.2-parameters"]
     claim = dataclasses.replace(row.claim, says="<script>1</script>")

@@ -582,6 +582,22 @@ def test_a_folder_that_is_used_again_holds_the_last_run_alone(
         torch.testing.assert_close(model(input_ids=ids).logits, run.model(input_ids=ids).logits)
 
 
+def test_an_adapter_is_not_saved_over_its_base(start, tmp_path):
+    folder = start(method="full", max_steps=1, learning_rate=1e-4).save(tmp_path / "saved")
+    before = (folder / "model.safetensors").read_bytes()
+    run = start(model=models.load(folder, on="cpu"), max_steps=1)
+    with pytest.raises(CourseError, match="holds the model that this training starts from"):
+        run.save(folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_a_model_of_the_hubs_cache_keeps_its_name_there():
+    model = tiny()
+    assert models.source_of(model) is None
+    model.name_or_path = "/home/me/.cache/huggingface/hub/models--me--my--model/snapshots/0a1b"
+    assert models.source_of(model) == "me/my--model"
+
+
 def test_a_folder_of_others_is_left_as_it_is(start, tmp_path):
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "config.json").write_text("{}", encoding="utf-8")
