@@ -360,15 +360,16 @@ def ratios(rows: list[Row], ours: str, peers: tuple[str, ...]) -> list[Row]:
 
 
 def write_result(name: str, result: Row, notes: list[str] | None = None) -> Path:
-    """Write `results/NAME.json`; what all rows share (device, versions) stands once, above them."""
+    """Write `results/NAME.json`; device, date and versions of most rows stand above them."""
     result = {"notes": notes} | result if notes else result
     good = [row for row in result["rows"] if "error" not in row]
-    shared = {}
-    for key in ("device", "date"):
-        values = sorted({row[key] for row in good})
-        shared[key] = values[0] if len(values) == 1 else values
+    shared = {key: statistics.mode(row[key] for row in good) for key in ("device", "date")}
+    own = [  # a row keeps what is not the others' too
+        {k: v for k, v in row.items() if k not in shared or v != shared[k]}
+        for row in result["rows"]
+    ]
+    rows = [{k: v for k, v in row.items() if k != "versions"} for row in own]
     shared["versions"] = {k: v for row in good for k, v in row["versions"].items()}
-    rows = [{k: v for k, v in row.items() if k not in shared} for row in result["rows"]]
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     text = json.dumps(shared | result | {"rows": rows}, indent=1)

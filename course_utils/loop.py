@@ -44,6 +44,7 @@ from .processes import (
 from .recipes import Recipe
 from .stopping import BestLook
 
+FP8_COSTS = "fp8 base: experimental, with worse answers on the embedded model (fp8_quality.json)"
 EPOCH_RANDOM = "epoch_random_state.pt"  # in a checkpoint: what the epoch's order was drawn from
 OPTIMIZERS = {
     "adamw": "adamw_torch_fused",
@@ -168,8 +169,10 @@ class AnswerTrainer(Trainer):
             self.report.notes.append("stock layers, slower: weights are shared out (FSDP)")
             return contextlib.nullcontext()
         place = next(self.model.parameters()).device
-        if recipe.base_precision == "fp8" and not fp8.native(place):
-            self.report.notes.append("no fp8 units here: the same numbers by fp32, and slower")
+        if recipe.base_precision == "fp8":
+            self.report.notes.append(FP8_COSTS)
+            if not fp8.native(place):
+                self.report.notes.append("no fp8 units here: the same numbers by fp32, and slower")
         if recipe.kernels and place.type == "cuda" and not compat.has_triton():
             self.report.notes.append("no Triton here: the steps between products are slower")
         longest = self.train_dataset.report.longest

@@ -55,7 +55,8 @@ class Recipe:
     memory.  bf16 has 8 bits of mantissa, so an update below about 1/256 of its weight is rounded
     away: late in a schedule many are, and the loss may stop falling earlier than in fp32.
     "fp8" holds and multiplies the frozen weights in 8 bits, on GPUs that can (Ada, Hopper and
-    later).  Experimental: what it costs in quality on a real model is not measured yet.
+    later).  Experimental: on the embedded model it cost 7 points of its score
+    (benchmarks/results/fp8_quality.json), so compare both before you rely on it.
     evaluate_every, save_every: in steps; None evaluates at the end only and saves no checkpoint.
     early_stopping: looks (one every `evaluate_every` steps) without a new lowest held-out loss
     after which the run ends; the model is given back as it was at the best look, which may come

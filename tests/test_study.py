@@ -100,6 +100,17 @@ def test_the_summary_of_fp8_compares_seed_by_seed():
     assert (found["fp8_mean"], found["mean_difference"]) == (0.25, 0.05)
 
 
+def test_an_fp8_run_says_what_was_measured():
+    """`loop.FP8_COSTS`: should this fail, fp8 has become better, and the note must go."""
+    rows = json.loads(fp8_quality.RESULTS.read_text(encoding="utf-8"))["rows"]
+    by = {(row["base_precision"], row["seed"]): row for row in rows}
+    seeds = {seed for _, seed in by}
+    assert len(seeds) >= 5
+    for seed in seeds:
+        assert by["fp8", seed]["held_out_loss"] > by["auto", seed]["held_out_loss"]
+        assert by["fp8", seed]["score"] < by["auto", seed]["score"]
+
+
 def test_the_best_rate_is_the_one_with_the_lowest_mean_loss():
     rows = [
         {"rule": "rate", "method": method, "learning_rate": rate, "loss": loss, "score": 1 - loss,

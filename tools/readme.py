@@ -58,15 +58,20 @@ def gpu_table(results: Path) -> list[str]:
             continue
         name = {"lora": "LoRA", "qlora": "QLoRA"}[method] + ", checkpointing" * checkpointing
         lines.append(f"| {name} | {_cells(row)} | {_cells(peer)} |")
-    return lines + ["", *map(_repeated, peers["repeats"][:1])]
+    return lines + ["", _repeated(peers["repeats"])]
 
 
-def _repeated(run: dict) -> str:
-    """A sentence on the same cases in another run."""
-    found = [row["unsloth"]["speed"] for row in run["summary"] if row["system"] == "ours"]
+def _repeated(runs: list[dict]) -> str:
+    """A sentence on the same cases in the other runs that have them all."""
+    found = []
+    for run in runs:
+        ours = [row["unsloth"]["speed"] for row in run["summary"]
+                if row["system"] == "ours" and "unsloth" in row]  # fmt: skip
+        if len(ours) == 4:
+            found.append(", ".join(f"{ratio:.2f}" for ratio in ours))
     return (
-        f"The same on another card, in the table's order: {', '.join(f'{x:.2f}' for x in found)} "
-        "times Unsloth's speed."
+        f"The same on {len(found)} more cards, in the table's order: {'; '.join(found)} times "
+        "Unsloth's speed."
     )
 
 
