@@ -127,10 +127,12 @@ def main() -> None:
     parser.add_argument("--runs", type=int, help="stop after so many")
     given = parser.parse_args()
     about = {"steps": STEPS}
-    show(
-        study.known(PATH, about) if given.summary
-        else study.run(PATH, measure, cases(), most=given.runs, **about)
-    )  # fmt: skip
+    if given.summary:
+        show(study.known(PATH, about))
+        return
+    rows = study.run(PATH, measure, cases(), most=given.runs, **about)
+    study.write(PATH, rows, **about, summary=summary(rows))
+    show(rows)
 
 
 if __name__ == "__main__":

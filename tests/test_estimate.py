@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from benchmarks import cpu_memory, study
 from course_utils.errors import CourseError
 from course_utils.loss import CHUNK_BYTES
 from course_utils.memory import estimate, shape_of
@@ -238,6 +239,16 @@ def test_device_and_labelled_are_checked():
         estimate("gpt2", Recipe(), device="tpu")
     with pytest.raises(CourseError, match="labelled"):
         estimate("gpt2", Recipe(), labelled=0)
+
+
+def test_cpu_estimates_are_as_near_as_their_summary_says():
+    """benchmarks/results/cpu_memory.json: 24 runs, of which the constants know every second."""
+    kept = json.loads(cpu_memory.PATH.read_text(encoding="utf-8"))
+    found = cpu_memory.summary(kept["rows"])
+    assert found == kept["summary"] and not study.missing(cpu_memory.cases(), kept["rows"])
+    assert found["mean_error"] < 10 and found["worst_error"] < 20 and not found["out_of_range"]
+    seen = [(row, cpu_memory.estimated(row).range_gib) for row in kept["rows"] if row["fitted"]]
+    assert all(low <= row["resident_gib"] <= high for row, (low, high) in seen)
 
 
 def test_a_cpu_estimate_says_that_it_is_no_vram():

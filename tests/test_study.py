@@ -90,25 +90,26 @@ def test_all_sizes_and_seeds_of_the_curve_are_there():
     assert not study.missing(wanted, made)
 
 
-def test_the_summary_of_fp8_compares_seed_by_seed():
+def test_the_summary_of_fp8_compares_with_bf16():
     rows = [
-        {"base_precision": kind, "held_out_loss": loss, "score": 1 - loss}
-        for kind, loss in (("auto", 0.1), ("fp8", 0.2), ("auto", 0.3), ("fp8", 0.3))
+        {**fp8_quality.BASES[base], "held_out_loss": loss, "score": 1 - loss}
+        for base, loss in (("bf16", 0.1), ("fp8", 0.2), ("bf16", 0.3), ("fp8", 0.3))
     ]
     found = fp8_quality.summary(rows)["held_out_loss"]
-    assert (found["bf16_mean"], found["bf16_spread"]) == (0.2, 0.2)
-    assert (found["fp8_mean"], found["mean_difference"]) == (0.25, 0.05)
+    assert found["bf16"] == {"mean": 0.2, "spread": 0.2, "less_bf16": 0.0}
+    assert found["fp8"] == {"mean": 0.25, "spread": 0.1, "less_bf16": 0.05}
+    assert "4 bits" not in found  # nothing of it was measured
 
 
 def test_an_fp8_run_says_what_was_measured():
     """`loop.FP8_COSTS`: should this fail, fp8 has become better, and the note must go."""
-    rows = json.loads(fp8_quality.RESULTS.read_text(encoding="utf-8"))["rows"]
-    by = {(row["base_precision"], row["seed"]): row for row in rows}
-    seeds = {seed for _, seed in by}
-    assert len(seeds) >= 5
-    for seed in seeds:
-        assert by["fp8", seed]["held_out_loss"] > by["auto", seed]["held_out_loss"]
-        assert by["fp8", seed]["score"] < by["auto", seed]["score"]
+    made = json.loads(fp8_quality.RESULTS.read_text(encoding="utf-8"))
+    assert made["summary"] == fp8_quality.summary(made["rows"])
+    pairs = [fp8_quality.of(made["rows"], base) for base in ("bf16", "fp8")]
+    assert len(pairs[0]) >= 5
+    for wide, short in zip(*pairs, strict=True):
+        assert wide["seed"] == short["seed"]
+        assert short["held_out_loss"] > wide["held_out_loss"] and short["score"] < wide["score"]
 
 
 def test_the_best_rate_is_the_one_with_the_lowest_mean_loss():

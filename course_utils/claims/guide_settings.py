@@ -257,8 +257,8 @@ RULES = (
     Claim(
         "5.3-rank-complex", "5.3", "settings", "complex tasks: rank 32 to 64", between(32, 64),
         _CODE,
-        {OFF: "On the hardest set of this course rank 64 is no better than 16: one seed worse, one "
-              "the same. Two seeds, one rate."},
+        {OFF: "On the hardest set of this course rank 64 is no better than 16: worse with one seed, "
+              "as good with the other; all at one rate."},
     ),
     Claim(
         "5.3-rank-first", "5.3", "settings", "start with rank 8", about(8),
@@ -283,8 +283,7 @@ RULES = (
     ),
     Claim(
         "6.2-rank", "6.2", "settings", "code may need a larger rank: 16", about(16), _CODE,
-        {HOLDS: "Rank 16 beats 4 with both seeds, and 64 with one of them: at one rate, the ranks' "
-                "common one."},
+        {HOLDS: "Rank 16 beats 4 with both seeds, and 64 with one of the two; all at one rate."},
     ),
     Claim(
         "5.3-alpha", "5.3, 10.1", "settings", "alpha = 2 x rank", at_most(1, implied=True),

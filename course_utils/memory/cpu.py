@@ -1,7 +1,8 @@
 """The estimate for a CPU: resident memory of the whole process, not what a GPU would need.
 
 Less exact than a GPU's: what the libraries keep between steps, and what the system has not yet
-taken back from the process, differ from machine to machine.  Hence a wide range.
+taken back from the process, differ from machine to machine.  Hence a wide range.  Its two constants
+were fitted to half of the 24 runs in benchmarks/results/cpu_memory.json; the others judge it.
 """
 
 from __future__ import annotations
@@ -9,15 +10,14 @@ from __future__ import annotations
 import dataclasses
 
 from .estimate import GIB, Estimate, parts_of, write
-from .job import ACTIVATIONS, WORKSPACE, Job
+from .job import ACTIVATIONS, CHUNK_BYTES, LOGITS, WORKSPACE, Job
 from .ledger import MIB, replay
 
-# Resident memory of Python with `course_utils.training` imported (torch 2.13, transformers,
-# PEFT) and a first backward pass run: 0.47 GiB on Linux, x86.  Data, tokenizer, the Trainer and
-# what the CPU's matrix library keeps add about 0.2.
-BASELINE_GIB, LEAST, MOST = 0.65, 0.8, 1.35
+# GiB of Python with torch 2.13, transformers, PEFT, the Trainer, data and tokenizer (Linux, x86),
+# and what stays resident beyond the activations, as a share of them: freed, in pieces too small.
+BASELINE_GIB, PIECES, LEAST, MOST = 0.74, 0.3, 0.85, 1.2
 SCORES = 2**24  # `attention.SCORES`: up to so many, the scores of all heads are kept
-LIBRARIES = "python and libraries"
+LIBRARIES, FREED = "python and libraries", "freed, not yet given back"
 
 
 def estimate_cpu(job: Job) -> Estimate:
@@ -44,15 +44,31 @@ def _figure(job: Job, precision: str) -> dict[str, float]:
     peaks = replay(write(job)[0])
     parts = parts_of(peaks)
     parts[WORKSPACE] = max(0.0, parts.get(WORKSPACE, 0.0) - 64 * MIB / GIB)  # no cuBLAS here
-    parts[ACTIVATIONS] += _scores(job) / GIB
+    parts[ACTIVATIONS] += _attention(job) / GIB
+    parts[LOGITS] = max(parts.get(LOGITS, 0.0), _loss_chunk(job) / GIB)
+    parts[FREED] = PIECES * parts[ACTIVATIONS]
     return {name: gib for name, gib in parts.items() if gib > 0} | {LIBRARIES: BASELINE_GIB}
 
 
-def _scores(job: Job) -> int:
-    """Bytes of attention's scores that short rows keep; of one layer where checkpointing is on."""
+def _attention(job: Job) -> int:
+    """Bytes that `attention._Products` keeps for short rows: the scores, and q, k and v by head.
+
+    Of one layer where checkpointing is on; stock layers call torch's own kernel, which keeps none.
+    """
     shape, rows = job.shape, job.recipe.batch_size
     count = rows * shape.heads * job.length**2
-    if count > SCORES:
+    if count > SCORES or not job.fast:
         return 0
     layers = sum(not job.checkpointed(layer) for layer in range(shape.layers))
-    return count * job.width * max(1, layers)
+    return (count + job.tokens * shape.qkv_width) * job.width * max(1, layers)
+
+
+def _loss_chunk(job: Job) -> int:
+    """Bytes of `loss._by_autograd` on a chunk of a frozen head: the logits' log-softmax, and two
+    gradients of it, in fp32; in bf16 one more of the logits.
+    """
+    if job.full:
+        return 0
+    vocabulary = job.shape.vocabulary
+    rows = min(job.scored, max(1, CHUNK_BYTES // (4 * vocabulary)))
+    return rows * vocabulary * (12 + (job.width if job.width < 4 else 0))
