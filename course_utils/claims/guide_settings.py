@@ -257,8 +257,8 @@ RULES = (
     Claim(
         "5.3-rank-complex", "5.3", "settings", "complex tasks: rank 32 to 64", between(32, 64),
         _CODE,
-        {OFF: "On the hardest set of this course rank 64 is no better than 16: worse with one seed, "
-              "as good with the other; all at one rate."},
+        {OFF: "On the hardest set of this course rank 64 is no better than 16: worse with one "
+              "seed, as good with the other; all at one rate."},
     ),
     Claim(
         "5.3-rank-first", "5.3", "settings", "start with rank 8", about(8),
