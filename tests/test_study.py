@@ -101,6 +101,25 @@ def test_the_summary_of_fp8_compares_with_bf16():
     assert "4 bits" not in found  # nothing of it was measured
 
 
+def test_what_the_ledger_says_of_both_seeds():
+    """`claims`: 2.2-lora-fewer, 6.2-rank and 5.3-rank-complex speak of each seed."""
+    path = tuning_settings.PATH.with_name("tuning_tasks.json")
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+
+    def by_seed(figure: str, **of) -> list[float]:
+        found = [row for row in rows if of.items() <= row.items()]
+        assert [row["seed"] for row in found] == list(tuning_settings.SEEDS)
+        return [row[figure] for row in found]
+
+    for count in (30, 100):
+        full = by_seed("loss", rows=count, method="full")
+        lora = by_seed("loss", rows=count, method="lora")
+        assert max(lora) < min(full)
+    low, middle, high = (by_seed("loss", task="hard", rank=rank) for rank in (4, 16, 64))
+    assert all(a > b for a, b in zip(low, middle, strict=True))
+    assert high[0] > 1.1 * middle[0] and abs(high[1] / middle[1] - 1) < 0.1
+
+
 def test_an_fp8_run_says_what_was_measured():
     """`loop.FP8_COSTS`: should this fail, fp8 has become better, and the note must go."""
     made = json.loads(fp8_quality.RESULTS.read_text(encoding="utf-8"))

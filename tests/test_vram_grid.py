@@ -197,6 +197,20 @@ def test_the_last_good_row_of_a_case_counts(tmp_path):
     assert vram_grid.read_rows([str(path)]) == [{"name": "x", "v": 2}, {"name": "y", "error": "no"}]
 
 
+def test_a_row_keeps_its_date_where_most_have_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_common, "RESULTS", tmp_path)
+    days = ("2026-11-24", "2026-11-29", "2026-11-24")
+    facts = {"device": "a card", "versions": {"torch": "2"}, "note": None}
+    rows = [{"name": name, "date": day} | facts for name, day in zip("xyz", days, strict=True)]
+    path = gpu_common.write_result("made", {"rows": rows})
+    made = json.loads(path.read_text(encoding="utf-8"))
+    assert (made["device"], made["date"], made["versions"]) == ("a card", days[0], {"torch": "2"})
+    assert made["rows"] == [
+        {"name": "x", "note": None}, {"name": "y", "date": days[1], "note": None},
+        {"name": "z", "note": None},
+    ]  # fmt: skip
+
+
 def test_estimates_of_a_row_come_from_its_case():
     case = next(case for case in CASES if case.name == "llama-3.2-1b lora 4x1024")
     found = vram_grid.with_estimates([{"name": case.name}, {"name": "weights-nf4"}])

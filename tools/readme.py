@@ -88,12 +88,13 @@ def memory_line(results: Path) -> str:
         f"at worst ({found[tier]['rows']} runs)"
         for tier in ("allocated", "reserved", "process")
     ]
-    on_cpu = json.loads((results / "cpu_memory.json").read_text(encoding="utf-8"))["summary"]
+    on_cpu = json.loads((results / "cpu_memory.json").read_text(encoding="utf-8"))["blind"]
     return (
         f"Memory calculated from the config alone, against runs on one {grid['device']} that "
         f"nothing was fitted to: {'; '.join(parts)}."
         f" On a CPU, where it is resident memory, {on_cpu['mean_error']:.1f} % on average, "
-        f"{on_cpu['worst_error']:.1f} % at worst ({on_cpu['rows']} runs)."
+        f"{on_cpu['worst_error']:.1f} % at worst, {on_cpu['out_of_range']} of {on_cpu['rows']} "
+        "runs outside of the range that it gives."
     )
 
 
