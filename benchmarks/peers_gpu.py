@@ -10,7 +10,8 @@ layers, no dropout; 4 rows of 1024 random tokens a step, AdamW at 2e-4, gradient
 All systems draw the same adapters and take the rows in the same order (one seed, the Trainer's own
 sampler), which the losses of each step show.  Systems:
 
-- ours: `training.run`; ours_fp8: the same with the frozen weights in fp8
+- ours: `training.run`; ours_fp8: the same with the frozen weights in fp8; ours_fp8_gradients: with
+  the products that gradients pass back through in fp8 alone
 - unsloth: its model under transformers' Trainer; trl: `SFTTrainer` with its default loss
 - plain: transformers' Trainer and PEFT; liger: the same with `use_liger_kernel`
 """
@@ -32,12 +33,16 @@ from benchmarks.gpu_common import SEED, Case, Row, StepMeter
 MODULE = "benchmarks.peers_gpu"
 BATCH, STEPS, WARM = 4, 20, 4
 LENGTH = {"7b": 1024, "1b": 1024, "tiny": 64}  # tokens of a row
-ORDER = ("ours", "unsloth", "ours_fp8", "trl", "plain", "liger")
-FIRST = ORDER[:3]  # the most important, should time run out
+ORDER = ("ours", "unsloth", "ours_fp8_gradients", "ours_fp8", "trl", "plain", "liger")
+FIRST = ORDER[:4]  # the most important, should time run out
 METHODS = ("lora", "qlora")
 PEERS = ("unsloth", "trl", "plain", "liger")
 # A recipe's fields beyond those that all systems share, by system.
-EXTRA: dict[str, dict[str, Any]] = {"ours": {}, "ours_fp8": {"base_precision": "fp8"}}
+EXTRA: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "ours_fp8": {"base_precision": "fp8"},
+    "ours_fp8_gradients": {"gradient_precision": "fp8"},
+}
 
 
 def tokens(case: Case) -> list[list[int]]:
@@ -115,7 +120,7 @@ def trl(case: Case, meter: StepMeter) -> None:
 
 
 TRAIN: dict[str, Callable[[Case, StepMeter], None]] = {
-    "ours": ours, "ours_fp8": ours, "unsloth": peer_trainer, "trl": trl, "plain": peer_trainer,
+    **dict.fromkeys(EXTRA, ours), "unsloth": peer_trainer, "trl": trl, "plain": peer_trainer,
     "liger": peer_trainer,
 }  # fmt: skip
 

@@ -152,6 +152,7 @@ def _word(key: str, value: Any) -> str:
     if isinstance(value, tuple):
         value = "+".join(name.removesuffix("_proj") for name in value)
     short = {"gradient_accumulation": "accumulation", "base_precision": "base"}
+    short["gradient_precision"] = "gradients"
     return key if value is True else f"{short.get(key, key)}={value}"
 
 
@@ -314,9 +315,22 @@ def _others() -> list[Case]:
     ]
 
 
+def _gradients_in_fp8() -> list[Case]:
+    """What passes back through the frozen weights in 8 bits."""
+    short, least = {"gradient_precision": "fp8"}, {"checkpointing": True, "offload": True}
+    return [
+        _of("llama-2-7b", "lora", "4x1024", **short),
+        _of("llama-2-7b", "qlora", "4x1024", **short),
+        _of("llama-2-7b", "lora", "4x1024", **short, **least),
+        _of("llama-2-7b", "qlora", "4x1024", **short, **least),
+        _of("llama-3.2-1b", "lora", "4x1024", **short),
+        _of("smollm2", "qlora", "8x512", **short),
+    ]
+
+
 def all_cases() -> list[Case]:
     """Every case, those that the claims ledger looks up first."""
-    return _ledger() + _grid() + _others()
+    return _ledger() + _grid() + _others() + _gradients_in_fp8()
 
 
 def fitted(cases: list[Case]) -> dict[str, bool]:

@@ -20,6 +20,7 @@ from benchmarks import gpu_common as common
 from benchmarks import vram_cases
 from benchmarks.gpu_common import GIB, MARK, Row
 from benchmarks.vram_cases import Case
+from course_utils import fp8
 
 READY, GO = "READY", "GO"  # what a child says before it takes the card, and what it waits for
 
@@ -202,6 +203,8 @@ def rows(case: Case) -> list[list[int]]:
     count, length = recipe.effective_batch * recipe.max_steps, case.length
     if recipe.packing:
         count, length = 2 * count, length // 2
+    if recipe.base_precision == "fp8":  # its weights are rounded for a sample of so many
+        count = max(count, -(-fp8.SAMPLE // length))
     draw = random.Random(common.SEED)
     top = case.config_fields()["vocab_size"]
     return [[draw.randrange(3, top) for _ in range(length)] for _ in range(count)]

@@ -28,7 +28,8 @@ RECIPE_FLAGS = {  # of estimate: flag -> field of the recipe
     "model": "model", "method": "method", "rank": "rank", "targets": "targets",
     "batch": "batch_size", "length": "max_length", "accumulation": "gradient_accumulation",
     "checkpointing": "checkpointing", "offload": "offload", "dtype": "precision",
-    "base": "base_precision", "optimizer": "optimizer", "dropout": "dropout",
+    "base": "base_precision", "gradients": "gradient_precision", "optimizer": "optimizer",
+    "dropout": "dropout",
 }  # fmt: skip
 
 
@@ -129,6 +130,7 @@ def _add_estimate(commands: Any) -> None:
     say.add_argument("--offload", action=argparse.BooleanOptionalAction, help=offload)
     say.add_argument("--dtype", help="to compute in: bfloat16 (default), float16 or float32")
     say.add_argument("--base", help="base_precision of a recipe: auto (default), bf16 or fp8")
+    say.add_argument("--gradients", help="gradient_precision of a recipe: auto (default) or fp8")
     say.add_argument("--optimizer", help="adamw (default), adamw_8bit or paged_adamw_8bit")
     say.add_argument("--dropout", type=float, help="of the adapter (default 0)")
     device = "cuda (default), or cpu for the resident memory of the process"

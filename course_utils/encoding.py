@@ -274,6 +274,16 @@ def joined(rows: Sequence[dict[str, list[int]]]) -> dict[str, list[int]]:
     }
 
 
+def sample(encoded: Encoded, tokens: int) -> dict[str, Tensor]:
+    """Every n-th row, so that it is at most about so many tokens (and at least a row), joined.
+
+    Returns input_ids and position_ids [1, tokens].
+    """
+    every = -(-encoded.report.tokens // tokens)
+    made = joined([encoded[i] for i in range(0, len(encoded), every)])
+    return {name: torch.tensor(made[name])[None] for name in ("input_ids", "position_ids")}
+
+
 # -------------------------------------------------------------------------------- batches
 
 

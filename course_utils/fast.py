@@ -14,7 +14,8 @@ does about it (benchmarks/NOTES.md has the figure that each brought):
    backward pass follows at once.
 5. Inputs may wait in the CPU's memory until they are needed (`Offload`).
 6. Each elementwise step between the products is one kernel on a GPU (`kernels`).
-7. The frozen weights may be 4-bit (dequantized a group at a time) or fp8 (`Fp8Weight`).
+7. The frozen weights may be 4-bit (dequantized a group at a time) or fp8 (`Fp8Weight`); what passes
+   back through them may be in fp8 alone (`fp8.Back`).
 
 `fast_layers(model, ...)` puts this in a model's way for as long as its block lasts.  It covers
 models built like Llama (Mistral, Qwen 2 and 3, SmolLM ...); for all others the stock layers stay.
@@ -26,7 +27,7 @@ import contextlib
 import functools
 import types
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,7 +148,10 @@ class Steps:
     copy_all: Callable = copy_all
     quantize_rows: Callable = fp8.quantize_rows
     transpose: Callable = fp8.transpose
+    turn: Callable = fp8.turn
+    round_columns: Callable = fp8.round_columns
     dequantize: Callable | None = None
+    turn_four_bit: Callable | None = None
 
 
 def gpu_steps() -> Steps:
@@ -164,7 +168,10 @@ def gpu_steps() -> Steps:
         kernels.copy_all,
         kernels.quantize_rows,
         kernels.transpose,
+        kernels.turn,
+        kernels.round_columns,
         kernels.dequantize,
+        kernels.turn_four_bit,
     )
 
 
@@ -175,10 +182,13 @@ class Weight:
     """A frozen matrix [outputs, inputs] in the precision that is computed in.
 
     bases: layers whose weights are views of it meanwhile, so that none is held twice.
+    back: how a gradient passes through it, if not by a product in its own precision.
     """
 
-    def __init__(self, matrix: Tensor, bases: Sequence[nn.Module] = ()) -> None:
-        self.matrix, self.bases = matrix, bases
+    def __init__(
+        self, matrix: Tensor | None, bases: Sequence[nn.Module] = (), back: fp8.Back | None = None
+    ) -> None:
+        self.matrix, self.bases, self.back = matrix, bases, back
 
     @classmethod
     def joined(cls, bases: Sequence[nn.Module], dtype: torch.dtype) -> Weight:
@@ -193,15 +203,24 @@ class Weight:
             base.weight.data = rows
         return cls(matrix, bases)
 
-    def ready(self) -> Weight:
-        """What to multiply by: this, or its dequantized copy."""
+    def back_in_fp8(self, steps: Steps) -> Weight:
+        """This, with gradients passing through it in fp8."""
+        turned = functools.partial(steps.turn, self.matrix)
+        self.back = fp8.Back(fp8.row_scales(self.matrix), turned, steps.quantize_rows)
+        return self
+
+    def ready(self, forward: bool = True) -> Weight:
+        """What to multiply by: this, or its dequantized copy.
+
+        forward: whether `forward` is among what it is made for.
+        """
         return self
 
     def restore(self) -> None:
         """Give the layers weights of their own again."""
         for base in self.bases:
             base.weight.data = base.weight.data.clone()
-        self.matrix = None
+        self.matrix = self.back = None
 
     def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
         """x @ W.T, plus `more` (a bias [outputs] or a residual [tokens, outputs])."""
@@ -210,30 +229,63 @@ class Weight:
 
     def backward(self, grad: Tensor) -> Tensor:
         """grad @ W."""
-        return grad @ self.matrix
+        return self.back(grad) if self.back else grad @ self.matrix
 
 
 class FourBitWeight(Weight):
     """bitsandbytes' 4-bit matrices, one below the other; dequantized for each use."""
 
     def __init__(self, layers: Sequence[nn.Module], dtype: torch.dtype, steps: Steps) -> None:
+        super().__init__(None)
         self.parts = [layer.weight for layer in layers]
-        self.dtype, self.steps, self.bases = dtype, steps, ()
+        self.dtype, self.steps = dtype, steps
         self.sizes = [layer.out_features for layer in layers]
         self.inputs = layers[0].in_features
 
-    def ready(self) -> Weight:
+    def back_in_fp8(self, steps: Steps) -> Weight:
+        scale = fp8.row_scales(self._dequantized())
+        self.back = fp8.Back(scale, self._turned, steps.quantize_rows)
+        return self
+
+    def ready(self, forward: bool = True) -> Weight:
+        return _Copy(self._dequantized() if forward or not self.back else None, back=self.back)
+
+    def _dequantized(self) -> Tensor:
         from bitsandbytes.functional import dequantize_4bit
 
         place = self.parts[0].device
         matrix = torch.empty(sum(self.sizes), self.inputs, dtype=self.dtype, device=place)
         for part, rows in zip(self.parts, matrix.split(self.sizes), strict=True):
-            state = part.quant_state
-            if self.steps.dequantize and state.nested and state.blocksize == 64:
-                self.steps.dequantize(part.data, state, rows)
+            if self.steps.dequantize and _usual(part.quant_state):
+                self.steps.dequantize(part.data, part.quant_state, rows)
             else:
-                rows.copy_(dequantize_4bit(part.data, state))
-        return Weight(matrix)
+                rows.copy_(dequantize_4bit(part.data, part.quant_state))
+        return matrix
+
+    def _turned(self, scale: Tensor) -> Tensor:
+        """(the matrix / scale).T in fp8, without the matrix on the way where a kernel can."""
+        steps, states = self.steps, [part.quant_state for part in self.parts]
+        if not (steps.turn_four_bit and all(map(_usual, states)) and self.inputs % 2 == 0):
+            return steps.turn(self._dequantized(), scale)
+        made = torch.empty(self.inputs, sum(self.sizes), dtype=fp8.FP8, device=scale.device)
+        places = zip(self.parts, scale.split(self.sizes), made.split(self.sizes, 1), strict=True)
+        for part, scales, columns in places:
+            steps.turn_four_bit(part.data, part.quant_state, scales, columns)
+        return made
+
+
+def _usual(state: Any) -> bool:
+    """Whether `kernels` can read this 4-bit weight: double quantization in blocks of 64."""
+    return state.nested and state.blocksize == 64
+
+
+class _Copy(Weight):
+    """A dequantized copy, for one half layer's use."""
+
+    def backward(self, grad: Tensor) -> Tensor:
+        if self.back:
+            self.matrix = None  # the forward product is done, and this one reads another copy
+        return super().backward(grad)
 
 
 # ------------------------------------------------------------------ layers as groups
@@ -458,7 +510,8 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        layer, run, weight = ctx.layer, ctx.run, ctx.layer.qkv.weight.ready()
+        layer, run = ctx.layer, ctx.run
+        weight = layer.qkv.weight.ready(forward=layer.checkpointing)
         x, a_qkv, b_qkv, a_out, b_out, *inners = _kept(ctx)
         norm = layer.norms[0]
         normed, scale = run.steps.norm(x, norm.weight, norm.variance_epsilon)
@@ -472,7 +525,7 @@ class _Attention(torch.autograd.Function):
             inner_out = None if a_out is None else mixed.detach() @ a_out.t()
         ctx.graph = None
         d_inner = _through(grad, b_out)
-        dmixed = _plus(layer.out.weight.ready().backward(grad), d_inner, a_out)
+        dmixed = _plus(layer.out.weight.ready(forward=False).backward(grad), d_inner, a_out)
         d_out = Group.gradients(grad, mixed.detach(), inner_out, d_inner)
         dqkv = _unmix(layer, leaves, mixed, dmixed, run)
         del leaves, mixed, dmixed
@@ -506,7 +559,8 @@ class _MLP(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        layer, run, weight = ctx.layer, ctx.run, ctx.layer.gate_up.weight.ready()
+        layer, run = ctx.layer, ctx.run
+        weight = layer.gate_up.weight.ready(forward=layer.checkpointing)
         x, a_up, b_up, a_down, b_down, *kept = _kept(ctx)
         norm = layer.norms[1]
         normed, scale = run.steps.norm(x, norm.weight, norm.variance_epsilon)
@@ -516,7 +570,7 @@ class _MLP(torch.autograd.Function):
         else:
             gate_up, inner = added = layer.gate_up.forward(weight, normed, a_up)
         d_inner = _through(grad, b_down)
-        act = layer.down.weight.ready().backward(grad)
+        act = layer.down.weight.ready(forward=False).backward(grad)
         # the last use of both: they take their gradients, after what is still to be added
         missing = (inner, b_up) if added else (None, None)
         run.steps.swiglu_backward(act, gate_up, d_inner, a_down, *missing)
@@ -721,15 +775,17 @@ def _odd_adapter(layer: nn.Module) -> str | None:
     return None
 
 
-def _weight_maker(dtype: torch.dtype, base_precision: str, steps: Steps) -> Callable:
-    """How the frozen weights of a group's layers are held."""
+def _weight_maker(
+    dtype: torch.dtype, base_precision: str, gradient_precision: str, fit: bool, steps: Steps
+) -> Callable:
+    """How the frozen weights of a group's layers are held, and gradients pass through them."""
 
     def make(bases: Sequence[nn.Module]):
-        if hasattr(bases[0].weight, "quant_state"):
-            return FourBitWeight(bases, dtype, steps)
         if base_precision == "fp8":
-            return fp8.Fp8Weight(bases, steps)
-        return Weight.joined(bases, dtype)
+            return fp8.Fp8Weight(bases, steps, fit)
+        four_bit = hasattr(bases[0].weight, "quant_state")
+        made = FourBitWeight(bases, dtype, steps) if four_bit else Weight.joined(bases, dtype)
+        return made.back_in_fp8(steps) if gradient_precision == "fp8" else made
 
     return make
 
@@ -766,6 +822,8 @@ def fast_layers(
     *,
     dtype: torch.dtype,
     base_precision: str = "auto",
+    gradient_precision: str = "auto",
+    sample: Mapping[str, Tensor] | None = None,
     checkpointing: bool | int = False,
     offload: bool = False,
     kernels: bool = False,
@@ -773,8 +831,9 @@ def fast_layers(
     """Inside the block, `model`'s decoder layers are run by this module.
 
     dtype: the precision computed in.  base_precision: "fp8" holds and multiplies the frozen
-    weights in 8 bits.  checkpointing: of every layer, or of each n-th.  offload, kernels: see the
-    module's text; they need a GPU.
+    weights in 8 bits, rounded for what they meet with `sample` (input_ids and position_ids).
+    gradient_precision: "fp8" multiplies what passes back through them in 8 bits.  checkpointing:
+    of every layer, or of each n-th.  offload, kernels: see the module's text; they need a GPU.
     Raises CourseError where `why_not` gives a reason, or where the result is not the model's own.
     """
     if reason := why_not(model, dtype):
@@ -782,9 +841,11 @@ def fast_layers(
     decoder = decoder_of(model)
     place = next(model.parameters()).device
     steps = gpu_steps() if kernels and place.type == "cuda" and compat.has_triton() else Steps()
+    fit = sample is not None
+    make_weight = _weight_maker(dtype, base_precision, gradient_precision, fit, steps)
     fast = FastDecoder(
         decoder,
-        _layers(decoder, int(checkpointing), dtype, _weight_maker(dtype, base_precision, steps)),
+        _layers(decoder, int(checkpointing), dtype, make_weight),
         steps,
         Offload(place) if offload and place.type == "cuda" else None,
     )
@@ -807,6 +868,9 @@ def fast_layers(
     try:
         if base_precision != "fp8":
             _check_same(decoder, fast)
+        elif sample is not None:
+            with torch.no_grad():
+                fast(**{name: tokens.to(place) for name, tokens in sample.items()})
         decoder.forward = types.MethodType(forward, decoder)
         yield fast
     finally:

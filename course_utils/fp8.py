@@ -1,14 +1,19 @@
-"""Frozen weights held and multiplied in 8 bits (float8 e4m3): half the memory, twice the rate.
+"""Products with the frozen weights in 8 bits (float8 e4m3): twice the rate of bf16.
 
-Only the products with the *frozen* weights are in fp8; adapters, norms, attention and the loss stay
-in bf16.  Every row of both factors has a scale of its own (its largest value becomes 448, e4m3's
-largest), so one large value costs precision in its own row alone.
+Two ways, neither of which touches adapters, norms, attention or the loss: `Fp8Weight` also holds
+the weights in 8 bits, half the memory, and multiplies by them forward and backward.  `Back` leaves
+the weights and the forward pass as they are, and rounds what passes back through them alone.
+
+Every row of both factors has a scale of its own (its largest value becomes 448, e4m3's largest), so
+one large value costs precision in its own row alone.  Held weights are rounded for the data that
+they will be multiplied with (`quantize_for`): each to its nearest value costs quality.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +21,10 @@ from torch import Tensor, nn
 
 FP8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FP8).max
+SAMPLE = 2**14  # tokens of a run's data that its weights are rounded for
+# of `quantize_for`: added to the diagonal, as a share of its mean; columns rounded between updates
+# of all that follow
+DAMPING, COLUMNS = 0.01, 128
 
 
 def quantize_rows(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -28,27 +37,121 @@ def quantize_rows(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Ten
     return (wide / scale).to(FP8), scale
 
 
+def round_columns(rest: Tensor, scale: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """(rest [outputs, n] in fp8, each column's error over its diagonal); rest is written over."""
+    made, errors = torch.empty_like(rest, dtype=FP8), torch.empty_like(rest)
+    for i in range(rest.shape[1]):
+        column = rest[:, i : i + 1]
+        made[:, i : i + 1] = (column / scale).clamp(-LARGEST, LARGEST).to(FP8)
+        errors[:, i : i + 1] = (column - made[:, i : i + 1].float() * scale) / factor[i, i]
+        rest[:, i:].addmm_(errors[:, i : i + 1], factor[i : i + 1, i:], alpha=-1)
+    return made, errors
+
+
+def quantize_for(
+    matrix: Tensor, x: Tensor, round_columns: Callable = round_columns
+) -> tuple[Tensor, Tensor]:
+    """As `quantize_rows`, of a matrix [outputs, inputs] that is to multiply inputs like x.
+
+    GPTQ (Frantar et al. 2023, arXiv:2210.17323, sections 3 and 4): one column is rounded after the
+    other, those of the largest inputs first; the columns still to come take up its error, as far as
+    in x [tokens, inputs] they go along with it.
+    """
+    order = torch.linalg.vector_norm(x, dim=0, dtype=torch.float32).argsort(descending=True)
+    factor = _inverse_factor(_moments(x, order))
+    rest = matrix.float()[:, order]
+    scale = rest.abs().amax(dim=1, keepdim=True).clamp(min=1e-24) / LARGEST
+    made = torch.empty_like(rest, dtype=torch.uint8)  # fp8's bytes: few things work on fp8
+    for start in range(0, len(order), COLUMNS):
+        now, later = slice(start, start + COLUMNS), slice(start + COLUMNS, None)
+        short, errors = round_columns(rest[:, now], scale, factor[now, now])
+        made[:, order[now]] = short.view(torch.uint8)
+        rest[:, later].addmm_(errors, factor[now, later], alpha=-1)
+    return made.view(FP8), scale
+
+
+def _moments(x: Tensor, order: Tensor) -> Tensor:
+    """x.T @ x in fp32 with x's columns in this order; its diagonal a little raised (damped)."""
+    made = torch.zeros(len(order), len(order), device=x.device)
+    for part in x.split(2**12):  # a copy of all of x in fp32 would be as large as the result
+        wide = part[:, order].float()
+        made.addmm_(wide.t(), wide)
+    made.diagonal().add_(DAMPING * made.diagonal().mean().clamp(min=1e-24))
+    return made
+
+
+def _inverse_factor(moments: Tensor) -> Tensor:
+    """Upper U with U.T @ U = inverse of moments [n, n], by one Cholesky decomposition.
+
+    With rows and columns in the opposite order, the lower factor of moments becomes an upper one,
+    whose inverse U is.
+    """
+    moments = torch.linalg.cholesky(moments.flip(0, 1)).flip(0, 1)
+    one = torch.eye(len(moments), device=moments.device)
+    return torch.linalg.solve_triangular(moments, one, upper=True)
+
+
 def transpose(x: Tensor) -> Tensor:
     """x.T of bytes, laid out anew."""
     return x.t().contiguous()
 
 
+def turn(matrix: Tensor, scale: Tensor) -> Tensor:
+    """(matrix / scale).T in fp8, laid out anew, for matrix [outputs, inputs], scale [outputs]."""
+    return (matrix.float() * (1 / scale)[:, None]).to(FP8).t().contiguous()
+
+
+def row_scales(matrix: Tensor) -> Tensor:
+    """The scale [rows] of each row of matrix, as in `quantize_rows`; makes no copy of it."""
+    low, high = torch.aminmax(matrix, dim=1)
+    return torch.maximum(high, -low).float().clamp(min=1e-24) / LARGEST
+
+
+@dataclass
+class Back:
+    """grad @ W in fp8, for a W [outputs, inputs] that is held in another precision.
+
+    scale: that of each output.  turned: makes (W / scale).T in fp8, anew for each product, since a
+    copy kept beside W would be half as large as a W in bf16.
+    """
+
+    scale: Tensor
+    turned: Callable[[Tensor], Tensor]
+    quantize_rows: Callable = quantize_rows
+
+    def __call__(self, grad: Tensor) -> Tensor:
+        """The gradient [tokens, inputs] for grad [tokens, outputs]."""
+        return back_product(grad, self.scale, self.turned(self.scale), self.quantize_rows)
+
+
+def back_product(grad: Tensor, scale: Tensor, turned: Tensor, quantize_rows: Callable) -> Tensor:
+    """grad @ W from turned = (W / scale).T: the scales go into grad before it is rounded."""
+    short, of_rows = quantize_rows(grad, scale)
+    ones = _ones(len(turned), grad.device)
+    return scaled_product(short, turned.t(), of_rows, ones, grad.dtype)
+
+
 class Fp8Weight:
     """A frozen matrix [outputs, inputs] in fp8 with a scale for each output.
 
-    The weights it was made from wait in the CPU's memory until `restore`.
+    The weights it was made from wait in the CPU's memory until `restore`.  fit: they are rounded
+    for what the first forward pass multiplies them with; else each to its nearest value.
     """
 
-    def __init__(self, bases: Sequence[nn.Module], steps: Any) -> None:
+    def __init__(self, bases: Sequence[nn.Module], steps: Any, fit: bool = False) -> None:
         self.bases, self.steps = bases, steps
         self.home = [base.weight.data.cpu() for base in bases]
-        made = [quantize_rows(base.weight.data) for base in bases]
-        for base in bases:
-            base.weight.data = base.weight.data.new_empty(0)
-        self.matrix = torch.cat([m.view(torch.uint8) for m, _ in made]).view(FP8)
-        self.scale = torch.cat([scale for _, scale in made])
+        self.matrix = self.scale = None
+        if not fit:
+            self._hold(quantize_rows)
 
-    def ready(self) -> Fp8Weight:
+    def _hold(self, quantize: Callable) -> None:
+        whole = [base.weight.data for base in self.bases]
+        self.matrix, self.scale = quantize(whole[0] if len(whole) == 1 else torch.cat(whole))
+        for base in self.bases:
+            base.weight.data = base.weight.data.new_empty(0)
+
+    def ready(self, forward: bool = True) -> Fp8Weight:
         """What to multiply by: this."""
         return self
 
@@ -60,17 +163,16 @@ class Fp8Weight:
 
     def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
         """x @ W.T, plus `more` (a bias [outputs] or a residual [tokens, outputs])."""
+        if self.matrix is None:
+            self._hold(lambda matrix: quantize_for(matrix, x, self.steps.round_columns))
         short, scale = self.steps.quantize_rows(x)
         y = scaled_product(short, self.matrix.t(), scale, self.scale.t(), x.dtype)
         return y if more is None else y.add_(more)
 
     def backward(self, grad: Tensor) -> Tensor:
-        """grad @ W: the outputs' scales go into grad before it is rounded."""
-        short, scale = self.steps.quantize_rows(grad, self.scale.flatten())
+        """grad @ W."""
         turned = self.steps.transpose(self.matrix.view(torch.uint8)).view(FP8)  # [inputs, outputs]
-        return scaled_product(
-            short, turned.t(), scale, _ones(len(turned), scale.device), grad.dtype
-        )
+        return back_product(grad, self.scale.flatten(), turned, self.steps.quantize_rows)
 
 
 @functools.cache

@@ -183,6 +183,44 @@ def _transpose(x, out, rows, columns, TILE: tl.constexpr):
 
 
 @triton.jit
+def _round_columns(rest, scale, factor, made, errors, rows, width, rest_row, rest_column,
+                   ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    row, at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
+    inside = (row < rows)[:, None] & (at < width)[None, :]
+    tile = tl.load(rest + row[:, None] * rest_row + at[None, :] * rest_column, inside, 0.0)
+    size, apart = tl.load(scale + row, row < rows, 1.0), tl.zeros_like(tile)
+    for i in range(width):
+        here = (at == i)[None, :]
+        column = tl.sum(tl.where(here, tile, 0.0), axis=1)
+        short = (column / size).to(tl.float8e4nv).to(tl.float32)
+        error = (column - short * size) / tl.load(factor + i * width + i)
+        later = tl.load(factor + i * width + at, (at > i) & (at < width), 0.0)
+        tile = tl.where(here, (short * size)[:, None], tile - error[:, None] * later[None, :])
+        apart = tl.where(here, error[:, None], apart)
+    place = row[:, None] * width + at[None, :]
+    tl.store(made + place, (tile / size[:, None]).to(tl.float8e4nv), inside)
+    tl.store(errors + place, apart, inside)
+
+
+@triton.jit
+def _store_turned(out, tile, row, column, rows, columns, stride):
+    """tile [row, column], in fp8, into out [columns, stride], turned."""
+    inside = (column < columns)[:, None] & (row < rows)[None, :]
+    short = tl.trans(tile.to(tl.float8e4nv).to(tl.uint8, bitcast=True))
+    tl.store(out + column[:, None] * stride + row[None, :], short, inside)
+
+
+@triton.jit
+def _turn(x, scale, out, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    tile = tl.load(x + row[:, None] * columns + column[None, :], inside, 0.0).to(tl.float32)
+    factor = 1 / tl.load(scale + row, row < rows, 1.0)
+    _store_turned(out, tile * factor[:, None], row, column, rows, columns, rows)
+
+
+@triton.jit
 def _copy_all(table, scales, SOURCE: tl.constexpr, TARGET: tl.constexpr, BLOCK: tl.constexpr):
     job = tl.program_id(0)
     line = table + job * 6
@@ -209,6 +247,23 @@ def _dequantize(packed, absmax, code, inner_absmax, inner_code, offset, out, cou
     high, low = tl.load(code + (byte >> 4)) * scale, tl.load(code + (byte & 15)) * scale
     place = tl.program_id(0).to(tl.int64) * 2 * BLOCK + tl.arange(0, 2 * BLOCK)
     tl.store(out + place, tl.interleave(high, low), place < count)
+
+
+@triton.jit
+def _turn_four_bit(packed, absmax, code, inner_absmax, inner_code, offset, scale, out,
+                   rows, columns, stride, ROWS: tl.constexpr, BYTES: tl.constexpr):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    at = tl.program_id(1).to(tl.int64) * BYTES + tl.arange(0, BYTES)  # two values each
+    place, inside = row[:, None] * (columns // 2) + at[None, :], at < columns // 2
+    inside = (row < rows)[:, None] & inside[None, :]
+    byte = tl.load(packed + place, inside, 0).to(tl.int32)
+    block = place // 32
+    level = tl.load(absmax + block, inside, 0).to(tl.int32)
+    size = tl.load(inner_code + level) * tl.load(inner_absmax + block // 256, inside, 0.0)
+    size = (size + tl.load(offset)) / tl.load(scale + row, row < rows, 1.0)[:, None]
+    high, low = tl.load(code + (byte >> 4)) * size, tl.load(code + (byte & 15)) * size
+    _store_turned(out, high, row, 2 * at, rows, columns, stride)
+    _store_turned(out, low, row, 2 * at + 1, rows, columns, stride)
 
 
 def _block(width: int) -> dict[str, int]:
@@ -345,6 +400,29 @@ def transpose(x: Tensor) -> Tensor:
     return out
 
 
+def round_columns(rest: Tensor, scale: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """(rest [outputs, n] in fp8, each column's error over its diagonal), as `fp8.round_columns`."""
+    rows, width = rest.shape
+    made = torch.empty_like(rest, dtype=torch.float8_e4m3fn, memory_format=torch.contiguous_format)
+    errors = torch.empty_like(rest, memory_format=torch.contiguous_format)
+    _round_columns[(triton.cdiv(rows, 16),)](
+        rest, scale, factor.contiguous(), made, errors, rows, width, *rest.stride(),
+        ROWS=16, BLOCK=triton.next_power_of_2(width), num_warps=4,
+    )  # fmt: skip
+    return made, errors
+
+
+def turn(matrix: Tensor, scale: Tensor) -> Tensor:
+    """(matrix / scale).T in fp8, laid out anew, for matrix [outputs, inputs], scale [outputs]."""
+    rows, columns = matrix.shape
+    out = matrix.new_empty(columns, rows, dtype=torch.float8_e4m3fn)
+    grid = (triton.cdiv(rows, 64), triton.cdiv(columns, 128))
+    _turn[grid](
+        matrix, scale, out.view(torch.uint8), rows, columns, ROWS=64, COLUMNS=128, num_warps=4
+    )
+    return out
+
+
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
@@ -371,4 +449,17 @@ def dequantize(packed: Tensor, state, out: Tensor) -> None:
     _dequantize[(triton.cdiv(packed.numel(), 2048),)](
         packed, state.absmax, state.code, inner.absmax, inner.code, state.offset, out,
         out.numel(), BLOCK=2048, num_warps=8,
+    )  # fmt: skip
+
+
+def turn_four_bit(packed: Tensor, state, scale: Tensor, out: Tensor) -> None:
+    """bitsandbytes' NF4 weight with double quantization, over scale [outputs], into out in fp8.
+
+    out: [inputs, outputs], columns of a wider tensor.
+    """
+    inner, (columns, rows) = state.state2, out.shape
+    grid = (triton.cdiv(rows, 128), triton.cdiv(columns // 2, 64))
+    _turn_four_bit[grid](
+        packed, state.absmax, state.code, inner.absmax, inner.code, state.offset, scale,
+        out.view(torch.uint8), rows, columns, out.stride(0), ROWS=128, BYTES=64, num_warps=4,
     )  # fmt: skip

@@ -26,7 +26,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from . import compat, fast, fp8
 from .ahead import CountedBatches, LateLog, without_walks
 from .checkpoints import go_on_from, note_figures, remove_older
-from .encoding import batches
+from .encoding import batches, sample
 from .errors import CourseError
 from .loss import answers_only, summed_loss
 from .memory import current_gib
@@ -44,7 +44,6 @@ from .processes import (
 from .recipes import Recipe
 from .stopping import BestLook
 
-FP8_COSTS = "fp8 base: experimental, with worse answers on the embedded model (fp8_quality.json)"
 EPOCH_RANDOM = "epoch_random_state.pt"  # in a checkpoint: what the epoch's order was drawn from
 OPTIMIZERS = {
     "adamw": "adamw_torch_fused",
@@ -168,28 +167,37 @@ class AnswerTrainer(Trainer):
         if self.shared:
             self.report.notes.append("stock layers, slower: weights are shared out (FSDP)")
             return contextlib.nullcontext()
-        place = next(self.model.parameters()).device
-        if recipe.base_precision == "fp8":
-            self.report.notes.append(FP8_COSTS)
-            if not fp8.native(place):
-                self.report.notes.append("no fp8 units here: the same numbers by fp32, and slower")
-        if recipe.kernels and place.type == "cuda" and not compat.has_triton():
-            self.report.notes.append("no Triton here: the steps between products are slower")
+        held_in_fp8 = recipe.base_precision == "fp8"
         longest = self.train_dataset.report.longest
         reason = fast.why_not(self.model, DTYPES[self.precision], longest)
-        if reason and recipe.base_precision == "fp8":
+        if reason and held_in_fp8:
             raise CourseError(f"base_precision='fp8' needs the fast layers, and {reason}.")
         if reason:
             self.report.notes.append(f"stock layers, slower: {reason}")
             return contextlib.nullcontext()
+        self._note_what_is_missing()
+        seen = sample(self.train_dataset, fp8.SAMPLE) if held_in_fp8 else None
+        if seen:
+            tokens = seen["input_ids"].numel()
+            self.report.notes.append(f"fp8 base: rounded for {tokens:,} tokens of these rows")
         return fast.fast_layers(
             self.model,
             dtype=DTYPES[self.precision],
             base_precision=recipe.base_precision,
+            gradient_precision=recipe.gradient_precision,
+            sample=seen,
             checkpointing=recipe.checkpointing,
             offload=recipe.offload,
             kernels=recipe.kernels,
         )
+
+    def _note_what_is_missing(self) -> None:
+        """What the recipe asks of the fast layers and this machine has not."""
+        recipe, place = self.recipe, next(self.model.parameters()).device
+        if "fp8" in (recipe.base_precision, recipe.gradient_precision) and not fp8.native(place):
+            self.report.notes.append("no fp8 units here: the same numbers by fp32, and slower")
+        if recipe.kernels and place.type == "cuda" and not compat.has_triton():
+            self.report.notes.append("no Triton here: the steps between products are slower")
 
     def _last_word(self) -> str:
         """How the run ended; after an interruption, how to go on."""

@@ -21,6 +21,7 @@ METHODS = ("full", "lora", "qlora")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit")
 BASE_PRECISIONS = ("auto", "bf16", "fp8")
+GRADIENT_PRECISIONS = ("auto", "fp8")
 SCHEDULES = ("cosine", "linear", "constant")
 SWITCHES = ("rslora", "packing", "group_by_length", "offload", "fast", "kernels")
 # Full fine-tuning moves every weight, so it needs steps about ten times smaller than an adapter.
@@ -55,8 +56,13 @@ class Recipe:
     memory.  bf16 has 8 bits of mantissa, so an update below about 1/256 of its weight is rounded
     away: late in a schedule many are, and the loss may stop falling earlier than in fp32.
     "fp8" holds and multiplies the frozen weights in 8 bits, on GPUs that can (Ada, Hopper and
-    later).  Experimental: on the embedded model it cost 7 points of its score
-    (benchmarks/results/fp8_quality.json), so compare both before you rely on it.
+    later), rounded for a sample of the run's rows (`fp8.quantize_for`).  On the embedded model
+    that cost less than seeds differ by (benchmarks/results/fp8_quality.json); a hard seed lost
+    more, so compare before you rely on it.
+    gradient_precision: "auto" multiplies what passes back through the frozen weights as `precision`
+    says.  "fp8" does so in 8 bits, on GPUs that can: half of the arithmetic (a third of it with
+    checkpointing) at twice the rate.  The forward pass, the loss and the adapters' own products
+    stay as they are; what it costs in quality is in the same file.
     evaluate_every, save_every: in steps; None evaluates at the end only and saves no checkpoint.
     early_stopping: looks (one every `evaluate_every` steps) without a new lowest held-out loss
     after which the run ends; the model is given back as it was at the best look, which may come
@@ -90,6 +96,7 @@ class Recipe:
     fast: bool = True
     kernels: bool = True
     base_precision: str = "auto"
+    gradient_precision: str = "auto"
     evaluate_every: int | None = None
     save_every: int | None = None
     early_stopping: int | None = None
@@ -160,6 +167,7 @@ def _problems(recipe: Recipe):
         ("optimizer", OPTIMIZERS),
         ("schedule", SCHEDULES),
         ("base_precision", BASE_PRECISIONS),
+        ("gradient_precision", GRADIENT_PRECISIONS),
     ):
         if getattr(recipe, name) not in allowed:
             yield f"{name} is {getattr(recipe, name)!r} and must be one of {', '.join(allowed)}"
@@ -189,6 +197,8 @@ def _problems(recipe: Recipe):
         yield "base_precision 'fp8' is for method 'lora': qlora has its own, full trains the base"
     if recipe.base_precision == "fp8" and not recipe.fast:
         yield "base_precision 'fp8' needs fast=True"
+    if recipe.gradient_precision == "fp8" and (recipe.method == "full" or not recipe.fast):
+        yield "gradient_precision 'fp8' is for frozen weights in the fast layers: for lora or qlora"
     if recipe.offload and not (recipe.checkpointing and recipe.fast):
         yield "offload moves what checkpointing keeps: it needs checkpointing=True and fast=True"
     if recipe.early_stopping and not recipe.evaluate_every:

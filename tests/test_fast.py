@@ -236,6 +236,59 @@ def test_fp8_base_is_within_its_rounding():
         assert 1e-4 < apart < 0.4  # weights ten times the usual: 0.33 here
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_in_fp8_leave_the_loss_alone(checkpointing):
+    """Only what passes back through frozen weights is rounded; above the last adapter nothing."""
+    model = adapted()
+    plain = fast_loss(model, batch(), checkpointing=checkpointing)
+    short = fast_loss(model, batch(), checkpointing=checkpointing, gradient_precision="fp8")
+    assert torch.equal(short[0], plain[0])
+    last = max(int(name.split("layers.")[1].split(".")[0]) for name in plain[1])
+    apart = {
+        name: float((grad - short[1][name]).norm() / grad.norm()) for name, grad in plain[1].items()
+    }
+    untouched = [name for name in apart if f"layers.{last}.mlp.down_proj" in name]
+    assert untouched and all(apart.pop(name) == 0 for name in untouched)
+    assert all(1e-4 < value < 0.2 for value in apart.values()), apart
+
+
+def test_a_weight_turned_into_fp8():
+    matrix = torch.randn(96, 40) * torch.logspace(-3, 3, 96)[:, None]
+    scale = fp8.row_scales(matrix)
+    torch.testing.assert_close(scale[:, None], fp8.quantize_rows(matrix)[1])
+    turned = fp8.turn(matrix, scale)
+    assert turned.shape == (40, 96) and turned.is_contiguous() and turned.dtype == fp8.FP8
+    torch.testing.assert_close(turned.t().float() * scale[:, None], matrix, rtol=0.07, atol=1e-3)
+
+
+def test_weights_are_rounded_for_their_inputs():
+    """Where inputs go along with each other, errors of a row are made to cancel."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(48, 160, generator=generator)
+    x = torch.randn(2000, 20, generator=generator) @ torch.randn(20, 160, generator=generator)
+    x += 0.05 * torch.randn(2000, 160, generator=generator)
+    right, apart = x @ weight.t(), []
+    for short, scale in (fp8.quantize_rows(weight), fp8.quantize_for(weight, x)):
+        assert torch.equal(scale, fp8.quantize_rows(weight)[1])
+        apart.append(float((x @ (short.float() * scale).t() - right).norm() / right.norm()))
+    assert apart[1] < apart[0] / 4, apart
+    alone = torch.eye(160)[:, :160]  # inputs that have nothing in common: nearest is best
+    nearest, fitted = fp8.quantize_rows(weight)[0], fp8.quantize_for(weight, alone)[0]
+    assert torch.equal(nearest.float(), fitted.float())
+
+
+def test_a_sample_settles_the_rounding():
+    model, inputs = adapted(), batch()
+    inputs = {"input_ids": inputs["input_ids"], "labels": inputs["labels"]}
+    sample = {"input_ids": inputs["input_ids"].flatten()[None]}
+    length = inputs["input_ids"].shape[1]
+    sample["position_ids"] = torch.arange(sample["input_ids"].numel())[None] % length
+    exact = fast_loss(model, inputs)[0]
+    nearest = fast_loss(model, inputs, base_precision="fp8")[0]
+    fitted = fast_loss(model, inputs, base_precision="fp8", sample=sample)[0]
+    assert fitted != nearest and abs(fitted - exact) < abs(nearest - exact)
+
+
 def test_fp8_gives_the_weights_back():
     model = adapted()
     before = {n: p.clone() for n, p in model.named_parameters()}

@@ -138,6 +138,45 @@ def test_quantized_rows(columns):
     same(ours.float() * scale, plain.float() * scale_too)
 
 
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter has no fp8")
+@pytest.mark.parametrize("shape", [(130, 200), (256, 128), (5, 1000)])
+def test_a_weight_turned_into_fp8(shape):
+    weight = made(*shape, dtype=torch.bfloat16)
+    scale = fp8.row_scales(weight)
+    ours, plain = kernels.turn(weight, scale), fp8.turn(weight, scale)
+    assert ours.shape == plain.shape
+    torch.testing.assert_close(ours.float(), plain.float(), rtol=0.13, atol=0)  # a rounding apart
+    assert (ours.float() != plain.float()).float().mean() < 1e-3
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter has no fp8")
+@pytest.mark.parametrize("shape", [(50, 200), (130, 64)])
+def test_weights_rounded_for_their_inputs(shape):
+    weight, x = made(*shape), made(300, 20, seed=1) @ made(20, shape[1], seed=2)
+    x += 0.1 * made(300, shape[1], seed=3)
+    ours, scale = fp8.quantize_for(weight, x, kernels.round_columns)
+    plain, scale_too = fp8.quantize_for(weight, x)
+    same(scale, scale_too)
+    right = x @ weight.t()
+    apart = [float((x @ (w.float() * scale).t() - right).norm()) for w in (ours, plain)]
+    assert apart[0] == pytest.approx(apart[1], rel=0.05)
+    assert (ours.float() != plain.float()).float().mean() < 0.02  # one tie moves all that follows
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter has no fp8")
+def test_nf4_turned_into_fp8():
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    weight = made(130, 200)
+    packed, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
+    whole = dequantize_4bit(packed, state)
+    scale, wide = fp8.row_scales(whole), torch.zeros(200, 150, dtype=fp8.FP8, device=PLACE)
+    kernels.turn_four_bit(packed, state, scale, wide[:, 10:140])
+    plain = fp8.turn(whole, scale).float()
+    torch.testing.assert_close(wide[:, 10:140].float(), plain, rtol=0.13, atol=1e-6)
+    assert not wide[:, :10].float().any() and not wide[:, 140:].float().any()
+
+
 def test_dequantized_nf4():
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 

@@ -716,12 +716,21 @@ def test_an_fp8_base_trains_and_comes_back(start):
     before = tiny()
     run = start(base_precision="fp8")
     said = " ".join(run.report.notes)
-    assert "worse answers" in said
+    assert "rounded for" in said
     assert "no fp8 units here" in said or torch.cuda.is_available()
     assert losses(run)[-1] < losses(run)[0]
     assert_equal(frozen(run.model), frozen(before))
     with pytest.raises(CourseError, match="needs the fast layers"):
         start(base_precision="fp8", model=tiny("gpt2"))
+
+
+def test_gradients_in_fp8_train_beside_bf16(start):
+    wide, short = start(), start(gradient_precision="fp8")
+    assert "no fp8 units here" in " ".join(short.report.notes) or torch.cuda.is_available()
+    assert losses(short)[0] == losses(wide)[0] and losses(short)[-1] != losses(wide)[-1]
+    assert losses(short)[-1] == pytest.approx(losses(wide)[-1], rel=0.1)
+    stock = start(gradient_precision="fp8", model=tiny("gpt2"))  # which has none to round
+    assert [note for note in stock.report.notes if "fp8" in note] == []
 
 
 def test_packed_sequences_may_be_longer_than_rows(start):

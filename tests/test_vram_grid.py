@@ -44,6 +44,7 @@ def test_the_settings_that_change_memory_all_occur():
         "fast": {False, True},
         "packing": {False, True},
         "base_precision": {"auto", "bf16", "fp8"},
+        "gradient_precision": {"auto", "fp8"},
     }.items():
         assert {getattr(recipe, field) for recipe in made} == values, field
     assert {case.length for case in CASES} >= {512, 1024, 2048, 4096}

@@ -58,7 +58,7 @@ def gpu_table(results: Path) -> list[str]:
             continue
         name = {"lora": "LoRA", "qlora": "QLoRA"}[method] + ", checkpointing" * checkpointing
         lines.append(f"| {name} | {_cells(row)} | {_cells(peer)} |")
-    return lines + ["", _repeated(peers["repeats"])]
+    return lines + ["", _repeated(peers["repeats"]), "", *_in_fp8(peers, results)]
 
 
 def _repeated(runs: list[dict]) -> str:
@@ -73,6 +73,28 @@ def _repeated(runs: list[dict]) -> str:
         f"The same on {len(found)} more cards, in the table's order: {'; '.join(found)} times "
         "Unsloth's speed."
     )
+
+
+def _in_fp8(peers: dict, results: Path) -> list[str]:
+    """The two ways of computing in 8 bits: speed and memory over Unsloth's, and their price."""
+    quality = json.loads((results / "fp8_quality.json").read_text(encoding="utf-8"))["summary"]
+    apart = quality["held_out_loss"]["bf16"]["spread"]
+    lines = [
+        "In 8 bits, where a recipe says so (over Unsloth on one more card, in the table's order; "
+        f"quality less bf16's, with the embedded model, whose seeds lie {apart:.3f} nats apart):",
+        "", "| | speed | memory | held-out loss | right answers |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for system, base, name in (
+        ("ours_fp8_gradients", "fp8 gradients", '`gradient_precision: "fp8"`'),
+        ("ours_fp8", "fp8", '`base_precision: "fp8"` (LoRA)'),
+    ):
+        beside = [row["unsloth"] for row in peers["summary"] if row["system"] == system]
+        cells = [", ".join(f"{row[key]:.2f}" for row in beside) for key in ("speed", "memory")]
+        loss, score = (quality[figure][base] for figure in ("held_out_loss", "score"))
+        cells.append(f"{loss['less_bf16']:+.3f} ± {loss['error']:.3f}")
+        cells.append(f"{100 * score['less_bf16']:+.0f} ± {100 * score['error']:.0f} points")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
 
 
 def _cells(row: dict) -> str:

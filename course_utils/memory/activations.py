@@ -11,6 +11,7 @@ from collections import deque
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
+from .fitting import Fitting
 from .job import (
     ACTIVATIONS,
     ADAPTERS,
@@ -71,6 +72,7 @@ class FastLayers:
         self.groups = (self.qkv, self.out, self.gate_up, self.down)
         self.fp8 = job.recipe.base_precision == "fp8"
         self.four_bit = job.recipe.method == "qlora"
+        self.back_in_fp8 = job.recipe.gradient_precision == "fp8" and not self.fp8
         self.triton = job.recipe.kernels
         self.leaving: deque[Piece] = deque()  # on their way to the CPU's memory
         self.coming: list[Piece] = []
@@ -91,6 +93,8 @@ class FastLayers:
                     name = "joined B in bf16 [outputs x ranks]"
                     self._new(ADAPTERS, name, group.outputs, group.rank)
             self.ledger.empty_cache()
+        if self.fp8:
+            Fitting(self).run()
 
     def restore(self) -> None:
         """After training the stock layers get weights of their own again, group by group."""
@@ -106,34 +110,15 @@ class FastLayers:
     def _join(self, group: Group, pieces: dict[str, Piece]) -> None:
         if any(linear.bias for linear in group.layers):
             self._new(WEIGHTS, "joined biases [outputs]", group.outputs)
-        if self.fp8:
-            self._to_fp8(group, pieces)
-        elif len(group.layers) > 1 and not self.four_bit:
+        if len(group.layers) > 1 and not self.four_bit and not self.fp8:
             name = "linear layers, joined [outputs x inputs]"
             matrix = self._new(WEIGHTS, name, group.outputs, group.inputs)
             self.matrices.append((group, matrix))
             for linear in group.layers:
                 pieces.pop(linear.name).drop()
-
-    def _to_fp8(self, group: Group, pieces: dict[str, Piece]) -> None:
-        """A scale for each output, then 8 bits a weight; each layer's fp32 copies are short."""
-        made = []
-        for linear in group.layers:
-            dims = (linear.outputs, linear.inputs)
-            with self._short(WORKSPACE, "weight in fp32 [outputs x inputs]", *dims, width=4):
-                with self._short(WORKSPACE, "its size [outputs x inputs]", *dims, width=4):
-                    scale = self._new(WORKSPACE, "scales [outputs]", dims[0], width=4)
-                with self._short(WORKSPACE, "scaled [outputs x inputs]", *dims, width=4):
-                    made.append(self._new(WORKSPACE, "in fp8, apart", *dims, width=1))
-            made.append(scale)
-        for linear in group.layers:
-            pieces.pop(linear.name).drop()
-        name = "linear layers in fp8 [outputs x inputs]"
-        matrix = self._new(WEIGHTS, name, group.outputs, group.inputs, width=1)
-        self.matrices.append((group, matrix))
-        self._new(WEIGHTS, "fp8 scales [outputs]", group.outputs, width=4)
-        for piece in made:
-            piece.drop()
+        if self.back_in_fp8:
+            with self._ready(group):
+                self._new(WEIGHTS, "fp8 scales [outputs]", group.outputs, width=4)
 
     # ----------------------------------------------------------------- helpers
 
@@ -148,14 +133,14 @@ class FastLayers:
         return self._new(ACTIVATIONS, f"{name} [tokens x width]", self.n, wide, width=width)
 
     @contextmanager
-    def _ready(self, group: Group):
+    def _ready(self, group: Group, forward: bool = True):
         """The weight to multiply by: in 4 bits, a dequantized copy for as long as the block."""
-        if not self.four_bit:
-            yield
+        if not self.four_bit or (self.back_in_fp8 and not forward):
+            yield None
             return
         name = "dequantized copy [outputs x inputs]"
-        with self._short(WORKSPACE, name, group.outputs, group.inputs):
-            yield
+        with self._short(WORKSPACE, name, group.outputs, group.inputs) as copy:
+            yield copy
 
     def _forward(self, group: Group, name: str) -> tuple[Piece, Piece | None]:
         """(x W.T, x A.T)"""
@@ -174,14 +159,16 @@ class FastLayers:
         with short, self._short(WORKSPACE, "its scales [tokens]", self.n, width=4):
             yield
 
-    def _back(self, group: Group, name: str) -> Piece:
-        """grad W"""
-        if not self.fp8:
+    def _back(self, group: Group, name: str, copy: Piece | None = None) -> Piece:
+        """grad W; copy: of the weight, dequantized, which only a product in bf16 still needs."""
+        if not (self.fp8 or self.back_in_fp8):
             return self._tokens(name, group.inputs)
-        with self._in_fp8(group.outputs):
-            dims = (group.inputs, group.outputs)
-            with self._short(WORKSPACE, "weight turned [inputs x outputs]", *dims, width=1):
-                return self._tokens(name, group.inputs)
+        if self.back_in_fp8:
+            _drop(copy)
+        dims = (group.inputs, group.outputs)
+        turned = self._short(WORKSPACE, "weight turned [inputs x outputs]", *dims, width=1)
+        with turned, self._in_fp8(group.outputs):
+            return self._tokens(name, group.inputs)
 
     def _adapter_grads(self, group: Group) -> None:
         if group.rank:
@@ -351,14 +338,14 @@ class FastLayers:
         return saved, x
 
     def _mlp_backward(self, grad: Piece, at: int) -> Piece:
-        with self._ready(self.gate_up):
+        with self._ready(self.gate_up, self.job.checkpointed(at // 2)) as copy:
             saved, x = self._take(at)
             normed, scale = self._norm()
             gate_up, inner, inner_down = saved.wide, saved.inner, saved.inner_out
             if gate_up is None:
                 gate_up, inner = self._forward(self.gate_up, "gate and up, made again")
             d_down = self._inner(self.down)
-            with self._ready(self.down):
+            with self._ready(self.down, forward=False):
                 act = self._back(self.down, "gradient at the MLP's product")
             self._plain(*[self.f] * 5)
             if inner_down is None:
@@ -369,13 +356,13 @@ class FastLayers:
             _drop(d_down)
             self._adapter_grads(self.gate_up)
             normed.drop()
-            dx = self._back(self.gate_up, "gradient at a layer's input")
+            dx = self._back(self.gate_up, "gradient at a layer's input", copy)
             self._plain(self.d, self.d, self.d, width=4)
         _drop(gate_up, inner, inner_down, d_inner, scale, x, grad)
         return dx
 
     def _attention_backward(self, grad: Piece, at: int) -> Piece | None:
-        with self._ready(self.qkv):
+        with self._ready(self.qkv, self.job.checkpointed(at // 2)) as copy:
             saved, x = self._take(at)
             normed, scale = self._norm()
             qkv, inner, inner_out, mixed = saved.wide, saved.inner, saved.inner_out, saved.mixed
@@ -384,7 +371,7 @@ class FastLayers:
                 mixed = self._mix(qkv)
                 inner_out = self._inner(self.out)
             d_out = self._inner(self.out)
-            with self._ready(self.out):
+            with self._ready(self.out, forward=False):
                 dmixed = self._back(self.out, "gradient at attention's output")
             self._adapter_grads(self.out)
             dqkv = self._unmix(mixed)
@@ -395,7 +382,7 @@ class FastLayers:
             dx = None
             normed.drop()
             if at:
-                dx = self._back(self.qkv, "gradient at a layer's input")
+                dx = self._back(self.qkv, "gradient at a layer's input", copy)
                 self._plain(self.d, self.d, self.d, width=4)
         _drop(dqkv, inner, inner_out, d_inner, scale, x, grad)
         return dx

@@ -5,7 +5,7 @@ tensors (shapes and types only), and every storage is counted from the moment it
 is let go.  No formula of `estimate` is used.  What a GPU does otherwise than torch's CPU code is
 put in its place: fused attention, the in-place steps of `kernels`, and the operations that
 autocast runs in fp32 on CUDA.  Takes seconds, and works for any causal model of transformers in
-bf16 and rows without padding; 4-bit and fp8 weights, and 8-bit optimizers, are not covered.
+bf16 and rows without padding; fp8, 4-bit weights and 8-bit optimizers are not covered.
 
 For several GPUs it runs what the first of them does under torch's own FSDP2, over torch's process
 group for tests that sends nothing (torch.testing._internal.distributed.fake_pg).
@@ -189,7 +189,8 @@ def dry_run(
     config: of transformers.  length: tokens of a row.  gpus: that weights are sharded over; the
     recipe is what one of them runs.
     """
-    if recipe.method == "qlora" or recipe.base_precision == "fp8" or recipe.optimizer != "adamw":
+    in_fp8 = "fp8" in (recipe.base_precision, recipe.gradient_precision)
+    if recipe.method == "qlora" or in_fp8 or recipe.optimizer != "adamw":
         raise CourseError("The dry run covers bf16 and fp32 weights with AdamW; use `estimate`.")
     short = recipe.method != "full" or recipe.base_precision == "bf16"
     dtype = torch.bfloat16 if short else torch.float32

@@ -256,7 +256,7 @@ def _shared(wish: _Wish, gpus: int) -> list[_Wish]:
         raise CourseError("Several GPUs are asked for, and device is 'cpu': use 'cuda'.")
     made = [dataclasses.replace(wish, gpus=gpus, sharding="ddp")]
     if wish.recipe.base_precision != "fp8" and wish.recipe.optimizer == "adamw":
-        stock = wish.recipe.replace(fast=False, offload=False)  # which alone can be sharded
+        stock = _stock(wish.recipe)  # which alone can be sharded
         made.append(_Wish(stock, wish.shape, wish.lengths, wish.device, gpus, "fsdp"))
     return made
 
@@ -433,7 +433,13 @@ def _as(recipe: Recipe, method: str) -> Recipe:
     """The recipe with another method; how the base is held follows where it must."""
     if method == recipe.method:
         return recipe
-    return recipe.replace(method=method, base_precision="auto")
+    gradients = "auto" if method == "full" else recipe.gradient_precision
+    return recipe.replace(method=method, base_precision="auto", gradient_precision=gradients)
+
+
+def _stock(recipe: Recipe) -> Recipe:
+    """The recipe through the stock layers."""
+    return recipe.replace(fast=False, offload=False, gradient_precision="auto")
 
 
 def may_offload(recipe: Recipe, device: str) -> bool:
@@ -555,7 +561,7 @@ def _more_gpus(job: _Wish, smallest: Choice, vram_gib: float) -> Choice | None:
     for gpus in GPU_COUNTS:
         if job.gpus < gpus <= rows:
             wish = _shared(dataclasses.replace(job, gpus=1, sharding="none", known={}), gpus)[-1]
-            way = smallest.recipe.replace(fast=False, offload=False)
+            way = _stock(smallest.recipe)
             if wish.fits(way, vram_gib):
                 return _traded(wish.choice(way, vram_gib), f"{gpus} GPUs, weights sharded")
     return None
