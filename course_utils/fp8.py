@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .errors import CourseError
+
 FP8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FP8).max
 SAMPLE = 2**14  # tokens of a run's data that its weights are rounded for
@@ -56,6 +58,7 @@ def quantize_for(
     GPTQ (Frantar et al. 2023, arXiv:2210.17323, sections 3 and 4): one column is rounded after the
     other, those of the largest inputs first; the columns still to come take up its error, as far as
     in x [tokens, inputs] they go along with it.
+    Raises CourseError where x holds infinite values or none at all (NaN).
     """
     order = torch.linalg.vector_norm(x, dim=0, dtype=torch.float32).argsort(descending=True)
     factor = _inverse_factor(_moments(x, order))
@@ -86,7 +89,13 @@ def _inverse_factor(moments: Tensor) -> Tensor:
     With rows and columns in the opposite order, the lower factor of moments becomes an upper one,
     whose inverse U is.
     """
-    moments = torch.linalg.cholesky(moments.flip(0, 1)).flip(0, 1)
+    try:
+        moments = torch.linalg.cholesky(moments.flip(0, 1)).flip(0, 1)
+    except torch.linalg.LinAlgError as error:  # damped, so finite moments have a factor
+        raise CourseError(
+            "The weights cannot be rounded to fp8: what they multiply is not finite (inf or NaN). "
+            "Set base_precision='auto', and see chapter 10, 'loss is NaN'."
+        ) from error
     one = torch.eye(len(moments), device=moments.device)
     return torch.linalg.solve_triangular(moments, one, upper=True)
 

@@ -56,9 +56,9 @@ class Recipe:
     memory.  bf16 has 8 bits of mantissa, so an update below about 1/256 of its weight is rounded
     away: late in a schedule many are, and the loss may stop falling earlier than in fp32.
     "fp8" holds and multiplies the frozen weights in 8 bits, on GPUs that can (Ada, Hopper and
-    later), rounded for a sample of the run's rows (`fp8.quantize_for`).  On the embedded model
-    that cost less than seeds differ by (benchmarks/results/fp8_quality.json); a hard seed lost
-    more, so compare before you rely on it.
+    later), rounded for a sample of the run's rows (`fp8.quantize_for`; 15 s for a 7B model, and
+    2 GiB for as long).  On the embedded model that cost less than seeds differ by
+    (benchmarks/results/fp8_quality.json); a hard seed lost more, so compare before you rely on it.
     gradient_precision: "auto" multiplies what passes back through the frozen weights as `precision`
     says.  "fp8" does so in 8 bits, on GPUs that can: half of the arithmetic (a third of it with
     checkpointing) at twice the rate.  The forward pass, the loss and the adapters' own products

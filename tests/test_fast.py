@@ -277,6 +277,14 @@ def test_weights_are_rounded_for_their_inputs():
     assert torch.equal(nearest.float(), fitted.float())
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_weights_cannot_be_rounded_for_what_is_not_finite(value):
+    with pytest.raises(CourseError, match="not finite"):
+        fp8.quantize_for(torch.randn(4, 8), torch.full((16, 8), value))
+    short, _ = fp8.quantize_for(torch.ones(4, 8), torch.zeros(16, 8))  # inputs that never come
+    assert short.float().eq(448).all()
+
+
 def test_a_sample_settles_the_rounding():
     model, inputs = adapted(), batch()
     inputs = {"input_ids": inputs["input_ids"], "labels": inputs["labels"]}
