@@ -46,12 +46,10 @@ ABLATION: list[tuple[str, dict[str, Any] | None]] = [
     ("loss in chunks, with its gradient", None),
     ("grouped products, backward by hand", {}),
     ("steps as kernels", {"kernels": True}),
-    ("gradients in fp8", {"kernels": True, "gradient_precision": "fp8"}),
     ("fp8 base", {"kernels": True, "base_precision": "fp8"}),
     ("stock layers, chunked loss, checkpointing", None),
     ("ours, checkpointing", {"kernels": True, "checkpointing": True}),
     ("ours, checkpointing and offload", SMALL),
-    ("gradients in fp8, checkpointing and offload", {**SMALL, "gradient_precision": "fp8"}),
     ("fp8 base, checkpointing and offload", {**SMALL, "base_precision": "fp8"}),
 ]
 

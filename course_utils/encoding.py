@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -275,12 +276,17 @@ def joined(rows: Sequence[dict[str, list[int]]]) -> dict[str, list[int]]:
 
 
 def sample(encoded: Encoded, tokens: int) -> dict[str, Tensor]:
-    """Every n-th row, so that it is at most about so many tokens (and at least a row), joined.
+    """At most so many tokens of rows drawn without order, joined; the last row is cut.
 
-    Returns input_ids and position_ids [1, tokens].
+    The draw is always the same.  Returns input_ids and position_ids [1, tokens].
     """
-    every = -(-encoded.report.tokens // tokens)
-    made = joined([encoded[i] for i in range(0, len(encoded), every)])
+    rows, left = [], tokens
+    for i in random.Random(0).sample(range(len(encoded)), len(encoded)):
+        if left <= 0:
+            break
+        rows.append({name: values[:left] for name, values in encoded[i].items()})
+        left -= len(rows[-1]["input_ids"])
+    made = joined(rows)
     return {name: torch.tensor(made[name])[None] for name in ("input_ids", "position_ids")}
 
 

@@ -28,7 +28,7 @@ import functools
 import types
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -173,6 +173,19 @@ def gpu_steps() -> Steps:
         kernels.dequantize,
         kernels.turn_four_bit,
     )
+
+
+def steps_for(place: torch.device) -> Steps:
+    """Kernels where there is a GPU for them; Triton writes fp8 only where the GPU has it."""
+    if place.type != "cuda" or not compat.has_triton():
+        return Steps()
+    if fp8.native(place):
+        return gpu_steps()
+    plain = Steps()
+    return replace(
+        gpu_steps(), quantize_rows=plain.quantize_rows, turn=plain.turn,
+        round_columns=plain.round_columns, turn_four_bit=None,
+    )  # fmt: skip
 
 
 # --------------------------------------------------------------------- frozen weights
@@ -840,7 +853,7 @@ def fast_layers(
         raise CourseError(f"The fast layers cannot run this model: {reason}.")
     decoder = decoder_of(model)
     place = next(model.parameters()).device
-    steps = gpu_steps() if kernels and place.type == "cuda" and compat.has_triton() else Steps()
+    steps = steps_for(place) if kernels else Steps()
     fit = sample is not None
     make_weight = _weight_maker(dtype, base_precision, gradient_precision, fit, steps)
     fast = FastDecoder(

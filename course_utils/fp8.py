@@ -1,8 +1,9 @@
 """Products with the frozen weights in 8 bits (float8 e4m3): twice the rate of bf16.
 
 Two ways, neither of which touches adapters, norms, attention or the loss: `Fp8Weight` also holds
-the weights in 8 bits, half the memory, and multiplies by them forward and backward.  `Back` leaves
-the weights and the forward pass as they are, and rounds what passes back through them alone.
+the weights in 8 bits (half the memory, once they are rounded), and multiplies by them forward and
+backward.  `Back` leaves the weights and the forward pass as they are, and rounds what passes back
+through them alone.
 
 Every row of both factors has a scale of its own (its largest value becomes 448, e4m3's largest), so
 one large value costs precision in its own row alone.  Held weights are rounded for the data that
@@ -89,13 +90,12 @@ def _inverse_factor(moments: Tensor) -> Tensor:
     With rows and columns in the opposite order, the lower factor of moments becomes an upper one,
     whose inverse U is.
     """
-    try:
-        moments = torch.linalg.cholesky(moments.flip(0, 1)).flip(0, 1)
-    except torch.linalg.LinAlgError as error:  # damped, so finite moments have a factor
+    if not bool(moments.isfinite().all()):
         raise CourseError(
             "The weights cannot be rounded to fp8: what they multiply is not finite (inf or NaN). "
             "Set base_precision='auto', and see chapter 10, 'loss is NaN'."
-        ) from error
+        )
+    moments = torch.linalg.cholesky(moments.flip(0, 1)).flip(0, 1)
     one = torch.eye(len(moments), device=moments.device)
     return torch.linalg.solve_triangular(moments, one, upper=True)
 
@@ -197,8 +197,11 @@ def native(place: torch.device) -> bool:
 def scaled_product(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype) -> Tensor:
     """(a * a_scale) @ (b * b_scale); a [m, k] by rows, b [k, n] by columns, scales [m, 1], [1, n].
 
-    On the matrix units where a GPU has fp8; elsewhere the same numbers from an fp32 product.
+    On the matrix units where a GPU has fp8; elsewhere the same numbers from an fp32 product.  So
+    too where they take no such product: a result that is not bf16 (but on Hopper), or sides that
+    are no multiples of 16.
     """
-    if native(a.device):
+    sides = (*b.shape, a.shape[1])
+    if native(a.device) and dtype == torch.bfloat16 and all(side % 16 == 0 for side in sides):
         return torch._scaled_mm(a, b, a_scale, b_scale, out_dtype=dtype, use_fast_accum=True)
     return ((a.float() @ b.float()) * a_scale * b_scale).to(dtype)

@@ -99,12 +99,13 @@ class AnswerTrainer(Trainer):
 
         Raises RanOutOfMemory, with the state of the last finished step kept as a checkpoint.
         """
-        self.resumed, said = resume, None
+        self.resumed = resume
         casting = disable_input_dtype_casting(self.model) if self._adapts() else None
         with contextlib.ExitStack() as stack:
             stack.enter_context(answers_only(self.model, stock=self.shared))
-            fast_decoder = stack.enter_context(self._fast_layers())
-            self.data_collator = replace(self.data_collator, by_rows=fast_decoder is not None)
+            said = self._build(stack)
+            if said is not None:
+                raise RanOutOfMemory(self.recipe, said, checkpoint=Path(resume) if resume else None)
             stack.enter_context(_stop_on_interrupt(self))
             self.trained = None
             if not self.shared:  # FSDP puts other parameters in the place of these
@@ -133,6 +134,18 @@ class AnswerTrainer(Trainer):
             alone = self.processes.count == 1  # the others wait, and cannot write their part
             checkpoint = self._keep_last_step() if alone and not torn else None
             raise RanOutOfMemory(self.recipe, said, self.report, checkpoint, torn)
+
+    def _build(self, stack: contextlib.ExitStack) -> str | None:
+        """Put the fast layers in place; what the allocator said where they found no room."""
+        try:
+            with self.meter.phase("load"):
+                decoder = stack.enter_context(self._fast_layers())
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return let_go(error, self.meter.device)
+        self.data_collator = replace(self.data_collator, by_rows=decoder is not None)
+        return None
 
     def _keep_last_step(self) -> Path | None:
         """A checkpoint of the last finished step; None where none is finished.
@@ -164,16 +177,15 @@ class AnswerTrainer(Trainer):
         recipe = self.recipe
         if recipe.method == "full" or not recipe.fast:
             return contextlib.nullcontext()
-        if self.shared:
-            self.report.notes.append("stock layers, slower: weights are shared out (FSDP)")
-            return contextlib.nullcontext()
         held_in_fp8 = recipe.base_precision == "fp8"
         longest = self.train_dataset.report.longest
-        reason = fast.why_not(self.model, DTYPES[self.precision], longest)
+        reason = "weights are shared out (FSDP)" if self.shared else None
+        reason = reason or fast.why_not(self.model, DTYPES[self.precision], longest)
         if reason and held_in_fp8:
             raise CourseError(f"base_precision='fp8' needs the fast layers, and {reason}.")
         if reason:
-            self.report.notes.append(f"stock layers, slower: {reason}")
+            lost = ", and gradients not in fp8" if recipe.gradient_precision == "fp8" else ""
+            self.report.notes.append(f"stock layers, slower{lost}: {reason}")
             return contextlib.nullcontext()
         self._note_what_is_missing()
         seen = sample(self.train_dataset, fp8.SAMPLE) if held_in_fp8 else None
@@ -194,8 +206,13 @@ class AnswerTrainer(Trainer):
     def _note_what_is_missing(self) -> None:
         """What the recipe asks of the fast layers and this machine has not."""
         recipe, place = self.recipe, next(self.model.parameters()).device
-        if "fp8" in (recipe.base_precision, recipe.gradient_precision) and not fp8.native(place):
+        in_fp8 = "fp8" in (recipe.base_precision, recipe.gradient_precision)
+        if in_fp8 and not fp8.native(place):
             self.report.notes.append("no fp8 units here: the same numbers by fp32, and slower")
+        elif in_fp8 and self.precision != "bf16":
+            self.report.notes.append(
+                f"fp8 by products in fp32, slower: precision is {self.precision}, not bf16"
+            )
         if recipe.kernels and place.type == "cuda" and not compat.has_triton():
             self.report.notes.append("no Triton here: the steps between products are slower")
 

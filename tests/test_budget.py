@@ -206,6 +206,21 @@ def test_a_model_without_room_is_named(tmp_path, rows, tokenizer):
         budget.run_within(Recipe(model=str(path)), rows, tokenizer=tokenizer)
 
 
+def test_no_room_for_the_fast_layers_is_as_none_for_the_model(monkeypatch, tmp_path, tokenizer):
+    """Rounding weights to fp8 takes memory before the first step: smaller batches do not help."""
+
+    def full(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("course_utils.fast.fast_layers", full)
+    with pytest.raises(RanOutOfMemory, match="while the model was loaded") as found:
+        training.run(
+            Recipe(base_precision="fp8", precision="fp32"), tiny_models.encoded(4),
+            model=tiny_models.model(), tokenizer=tokenizer, output_dir=tmp_path,
+        )  # fmt: skip
+    assert found.value.report is None and found.value.checkpoint is None
+
+
 # ------------------------------------------------------------------------- steps down
 
 

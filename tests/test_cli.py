@@ -258,11 +258,12 @@ def test_estimate_is_that_of_the_flags(call):
         call, "--model", "llama-2-7b", "--method", "qlora", "--rank", 8, "--batch", 4,
         "--targets", "q_proj, v_proj", "--length", 1024, "--optimizer", "adamw_8bit",
         "--checkpointing", 2, "--no-offload", "--dtype", "float16", "--accumulation", 2,
+        "--gradients", "fp8",
     )  # fmt: skip
     recipe = Recipe(
         model="llama-2-7b", method="qlora", rank=8, alpha=16, targets=("q_proj", "v_proj"),
         batch_size=4, max_length=1024, optimizer="adamw_8bit", checkpointing=2,
-        precision="fp16", gradient_accumulation=2,
+        precision="fp16", gradient_accumulation=2, gradient_precision="fp8",
     )  # fmt: skip
     assert made["recipe"] == recipe.to_dict()
     found = memory.estimate("llama-2-7b", recipe)

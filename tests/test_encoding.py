@@ -286,6 +286,29 @@ def test_batches_hold_every_row_once_longest_first():
     assert widths == sorted(widths, reverse=True)
 
 
+@pytest.mark.parametrize("lengths", [[300], [80, 1] * 50, [2] * 400, [10] * 3])
+def test_a_sample_has_at_most_so_many_tokens(lengths):
+    rows = [{"input_ids": [i] * n, "labels": [i] * n} for i, n in enumerate(lengths)]
+    report = encoding.EncodingReport(len(rows), sum(lengths), 0, 0, 0, len(rows))
+    made = encoding.sample(encoding.Encoded(rows, report), 100)
+    assert made["input_ids"].shape == made["position_ids"].shape == (1, min(100, sum(lengths)))
+    found = made["input_ids"][0]
+    starts = made["position_ids"][0] == 0
+    assert int(starts.sum()) == len(found.unique())  # each row by itself, and once
+    assert torch.equal(made["input_ids"], encoding.sample(encoding.Encoded(rows, report), 100)
+                       ["input_ids"])  # fmt: skip
+    if len(lengths) == 400:
+        assert found.max() > 300 and found.min() < 100  # from all over the data
+
+
+def test_a_sample_of_packed_rows_keeps_them_apart():
+    rows = pack(tiny_models.rows(20), 64)
+    report = encoding.EncodingReport(20, 0, 0, 0, 0, len(rows))
+    made = encoding.sample(encoding.Encoded(rows, report), 10**6)
+    starts = sum(row["position_ids"].count(0) for row in rows)
+    assert int((made["position_ids"] == 0).sum()) == starts
+
+
 def test_a_model_that_cannot_keep_packed_rows_apart_is_refused():
     """BLOOM has no position ids (ALiBi): a packed row would read the rows before it."""
     from transformers import BloomConfig

@@ -138,6 +138,8 @@ def _requested(config, recipe: Recipe) -> float:
 
 def test_the_dry_run_says_what_it_does_not_cover():
     with pytest.raises(CourseError, match="dry run"):
+        dry_run(CONFIGS["llama"], Recipe(gradient_precision="fp8"), 128)
+    with pytest.raises(CourseError, match="dry run"):
         dry_run(CONFIGS["llama"], Recipe(method="qlora"), 128)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import tiny_models
 import torch
@@ -126,12 +128,8 @@ def test_an_update_is_seen_by_the_next_step():
     assert_same(loss_and_gradients(model, batch()), after)
 
 
-def test_four_bit_base_equals_the_stock_layers(tmp_path):
-    tiny_models.model(vocab_size=tiny_models.FEW).save_pretrained(tmp_path)
-    base = models.load(tmp_path, quantize=True, on="cpu", dtype=torch.float32)
-    models.keep_4bit_trainable(base)
-    model = adapted(model=base)
-    assert_same(loss_and_gradients(model, batch()), fast_loss(model, batch()))
+def test_four_bit_base_equals_the_stock_layers(four_bit):
+    assert_same(loss_and_gradients(four_bit, batch()), fast_loss(four_bit, batch()))
 
 
 def test_bf16_is_within_rounding():
@@ -236,10 +234,20 @@ def test_fp8_base_is_within_its_rounding():
         assert 1e-4 < apart < 0.4  # weights ten times the usual: 0.33 here
 
 
+@pytest.fixture
+def four_bit(tmp_path):
+    """A small model in 4 bits with an adapter."""
+    tiny_models.model(vocab_size=tiny_models.FEW).save_pretrained(tmp_path)
+    base = models.load(tmp_path, quantize=True, on="cpu", dtype=torch.float32)
+    models.keep_4bit_trainable(base)
+    return adapted(model=base)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_in_fp8_leave_the_loss_alone(checkpointing):
+@pytest.mark.parametrize("kind", [*KINDS, "4 bits"])
+def test_gradients_in_fp8_leave_the_loss_alone(kind, checkpointing, request):
     """Only what passes back through frozen weights is rounded; above the last adapter nothing."""
-    model = adapted()
+    model = request.getfixturevalue("four_bit") if kind == "4 bits" else adapted(kind)
     plain = fast_loss(model, batch(), checkpointing=checkpointing)
     short = fast_loss(model, batch(), checkpointing=checkpointing, gradient_precision="fp8")
     assert torch.equal(short[0], plain[0])
@@ -285,16 +293,49 @@ def test_weights_cannot_be_rounded_for_what_is_not_finite(value):
     assert short.float().eq(448).all()
 
 
-def test_a_sample_settles_the_rounding():
-    model, inputs = adapted(), batch()
-    inputs = {"input_ids": inputs["input_ids"], "labels": inputs["labels"]}
-    sample = {"input_ids": inputs["input_ids"].flatten()[None]}
-    length = inputs["input_ids"].shape[1]
-    sample["position_ids"] = torch.arange(sample["input_ids"].numel())[None] % length
-    exact = fast_loss(model, inputs)[0]
-    nearest = fast_loss(model, inputs, base_precision="fp8")[0]
-    fitted = fast_loss(model, inputs, base_precision="fp8", sample=sample)[0]
-    assert fitted != nearest and abs(fitted - exact) < abs(nearest - exact)
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+def test_a_sample_settles_the_rounding(kind):
+    """With the sample's own rows, states are nearer to the model's than by nearest values."""
+    model, ids = adapted(kind), torch.randint(3, tiny_models.FEW, (16, 24))
+    sample = {"input_ids": ids.flatten()[None], "position_ids": torch.arange(24).repeat(16)[None]}
+
+    def states(**options):
+        with torch.no_grad(), fast.fast_layers(model, **FP32, **options):
+            return fast.decoder_of(model)(input_ids=ids).last_hidden_state
+
+    exact, nearest = states(), states(base_precision="fp8")
+    fitted = states(base_precision="fp8", sample=sample)
+    assert (fitted - exact).norm() < 0.98 * (nearest - exact).norm()
+
+
+def test_weights_come_back_from_a_sample_that_failed():
+    model = adapted()
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    sample = {name: torch.arange(8)[None] for name in ("input_ids", "position_ids")}
+    with torch.no_grad():
+        model.get_parameter(next(n for n in before if "layers.1.input_layernorm" in n)).fill_(
+            float("inf")
+        )
+    options = FP32 | {"base_precision": "fp8", "sample": sample}
+    with pytest.raises(CourseError, match="not finite"), fast.fast_layers(model, **options):
+        pass
+    assert "forward" not in fast.decoder_of(model).__dict__
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) or "layers.1.input_layernorm" in name, name
+
+
+def test_a_gpu_without_fp8_has_no_kernels_that_write_it(monkeypatch):
+    kernels = fast.Steps(*["kernel"] * len(dataclasses.fields(fast.Steps)))
+    monkeypatch.setattr(fast, "gpu_steps", lambda: kernels)
+    monkeypatch.setattr(fast.compat, "has_triton", lambda: True)
+    for native in (True, False):
+        monkeypatch.setattr(fp8, "native", lambda place, native=native: native)
+        steps = fast.steps_for(torch.device("cuda"))
+        assert steps.norm == steps.dequantize == "kernel"
+        for name in ("quantize_rows", "turn", "round_columns"):
+            assert (getattr(steps, name) == "kernel") == native
+        assert steps.turn_four_bit == ("kernel" if native else None)
+    assert fast.steps_for(torch.device("cpu")) == fast.Steps()
 
 
 def test_fp8_gives_the_weights_back():

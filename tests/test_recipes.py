@@ -153,6 +153,7 @@ def test_presets_keep_the_guides_effective_batch():
         ({"gradient_precision": "bf16"}, "must be one of auto, fp8"),
         ({"gradient_precision": "fp8", "method": "full"}, "for lora or qlora"),
         ({"gradient_precision": "fp8", "fast": False}, "in the fast layers"),
+        ({"gradient_precision": "fp8", "base_precision": "fp8"}, "leave gradient_precision"),
         ({"base_precision": "bf16", "method": "lora"}, "'bf16' is for method 'full'"),
         ({"base_precision": "bf16", "method": "full", "precision": "fp32"}, "is 'fp32'"),
         ({"checkpointing": 0}, "checkpointing is 0 and must be true, false, or"),

@@ -131,8 +131,8 @@ def test_fp8_costs_less_than_seeds_differ_by():
     assert len(seeds["bf16"]) >= 8 and all(found == seeds["bf16"] for found in seeds.values())
     for found in made["summary"].values():
         for base in ("fp8", "fp8 gradients"):
-            assert abs(found[base]["less_bf16"]) < found["bf16"]["spread"] / 4
-            assert abs(found[base]["less_bf16"]) < 2 * found[base]["error"]
+            at_most = abs(found[base]["less_bf16"]) + 2 * found[base]["error"]
+            assert at_most < found["bf16"]["spread"] / 2
         assert abs(found["4 bits"]["less_bf16"]) > 2 * found["4 bits"]["error"]
 
 
