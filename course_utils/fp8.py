@@ -198,8 +198,8 @@ def scaled_product(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype
     """(a * a_scale) @ (b * b_scale); a [m, k] by rows, b [k, n] by columns, scales [m, 1], [1, n].
 
     On the matrix units where a GPU has fp8; elsewhere the same numbers from an fp32 product.  So
-    too where they take no such product: a result that is not bf16 (but on Hopper), or sides that
-    are no multiples of 16.
+    too for a result that is not bf16, which few of them give, and sides that are no multiples of
+    16, which none takes.
     """
     sides = (*b.shape, a.shape[1])
     if native(a.device) and dtype == torch.bfloat16 and all(side % 16 == 0 for side in sides):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import math
@@ -13,12 +14,12 @@ import tiny_models
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from course_utils import evaluation, fetch, models, precision, training
+from course_utils import evaluation, fast, fetch, models, precision, training
 from course_utils.checkpoints import SO_FAR
 from course_utils.data import Conversation
 from course_utils.errors import CourseError
 from course_utils.loop import learning_rate_factor
-from course_utils.memory import GIB
+from course_utils.memory import GIB, MemoryMeter
 from course_utils.recipes import Recipe
 from course_utils.report import load_report
 
@@ -731,6 +732,26 @@ def test_gradients_in_fp8_train_beside_bf16(start):
     assert losses(short)[-1] == pytest.approx(losses(wide)[-1], rel=0.1)
     stock = start(gradient_precision="fp8", model=tiny("gpt2"))  # which has none to round
     assert any("gradients not in fp8: gpt2" in note for note in stock.report.notes)
+
+
+def test_what_building_the_fast_layers_takes_is_reported(start, monkeypatch):
+    seen, mark, layers = [], MemoryMeter.mark, fast.fast_layers
+
+    def marked(self, phase):
+        seen.append(phase)
+        mark(self, phase)
+
+    @contextlib.contextmanager
+    def built(*arguments, **options):
+        seen.append("build")
+        with layers(*arguments, **options) as made:
+            yield made
+
+    monkeypatch.setattr(MemoryMeter, "mark", marked)
+    monkeypatch.setattr(fast, "fast_layers", built)
+    start(max_steps=1)
+    at = seen.index("build")
+    assert seen[at - 1 : at + 2] == ["load", "build", None]
 
 
 def test_packed_sequences_may_be_longer_than_rows(start):

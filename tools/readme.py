@@ -81,9 +81,9 @@ def _in_fp8(peers: dict, results: Path) -> list[str]:
     run = next(run for run in peers["repeats"] if run["run"] == "sixth")
     lines = [
         "In 8 bits, where a recipe says so: speed and memory over Unsloth's on one more card, in "
-        f"the table's order, while stepping (rounding weights takes {_rounding(results):.1f} GiB, "
-        "once); quality less bf16's with the embedded model, mean and standard error of "
-        f"{len(quality['rows']) // 4} seeds:",
+        "the table's order, while stepping (rounding the weights for `base_precision` takes "
+        f"{_rounding(results):.1f} GiB, once); quality less bf16's with the embedded model, mean "
+        f"and standard error of {len(quality['rows']) // 4} seeds:",
         "", "| | speed | memory | held-out loss | right answers |", "|---|---|---|---|---|",
     ]  # fmt: skip
     for system, base, name in (

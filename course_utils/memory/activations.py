@@ -22,7 +22,7 @@ from .job import (
     Held,
     Job,
 )
-from .ledger import Ledger, Piece
+from .ledger import Ledger, Piece, drop
 from .shapes import Linear
 from .shared import Attention, frozen_head_chunks
 
@@ -164,7 +164,7 @@ class FastLayers:
         if not (self.fp8 or self.back_in_fp8):
             return self._tokens(name, group.inputs)
         if self.back_in_fp8:
-            _drop(copy)
+            drop(copy)
         dims = (group.inputs, group.outputs)
         turned = self._short(WORKSPACE, "weight turned [inputs x outputs]", *dims, width=1)
         with turned, self._in_fp8(group.outputs):
@@ -255,11 +255,11 @@ class FastLayers:
             made, inner_out = self._forward(self.out, "input of the MLP half")
         saved = self._keep(x, short)
         if short:
-            _drop(qkv, inner, inner_out, *mixed)
+            drop(qkv, inner, inner_out, *mixed)
         else:
             saved.wide, saved.inner, saved.inner_out, saved.mixed = qkv, inner, inner_out, mixed
         self.saved.append(saved)
-        _drop(scale, x)
+        drop(scale, x)
         return made
 
     def _mlp_forward(self, x: Piece, short: bool) -> Piece:
@@ -275,11 +275,11 @@ class FastLayers:
             made, inner_down = self._forward(self.down, "input of the attention half")
         saved = self._keep(x, short)
         if short:
-            _drop(inner, inner_down)
+            drop(inner, inner_down)
         else:
             saved.wide, saved.inner, saved.inner_out = gate_up, inner, inner_down
         self.saved.append(saved)
-        _drop(act, scale, x)
+        drop(act, scale, x)
         return made
 
     def _last_norm(self, x: Piece) -> None:
@@ -300,7 +300,7 @@ class FastLayers:
             grad = self._mlp_backward(grad, 2 * layer + 1)
             grad = self._attention_backward(grad, 2 * layer)
         self.ledger.now = "backward, adapters"
-        _drop(*self.turns, *self.coming, *self.leaving)
+        drop(*self.turns, *self.coming, *self.leaving)
         self.coming.clear(), self.leaving.clear()
 
     def gather_backward(self, add: bool) -> list[Piece]:
@@ -309,17 +309,17 @@ class FastLayers:
             self.ledger.new(GRADIENTS, f"of {name}", *dims, width=4)
             for name, dims, _ in self.held.trained
         ]
-        _drop(*self.grads)
+        drop(*self.grads)
         self.grads.clear()
         if add:
-            _drop(*made)
+            drop(*made)
             return []
         return made
 
     def _last_norm_backward(self, grad: Piece) -> Piece:
         self.ledger.now = "backward, last norm"
         made = self._tokens("gradient at a layer's output", self.d)
-        _drop(grad, self.last, self.last_rms)
+        drop(grad, self.last, self.last_rms)
         return made
 
     def _take(self, at: int) -> tuple[Saved, Piece]:
@@ -329,7 +329,7 @@ class FastLayers:
             return saved, saved.x
         if self.leaving:  # the newest are still here
             x = self.leaving.pop()
-            _drop(*self.leaving)
+            drop(*self.leaving)
             self.leaving.clear()
         else:
             x = self.coming.pop() if self.coming else self._tokens("input, back", self.d)
@@ -353,12 +353,12 @@ class FastLayers:
             self._adapter_grads(self.down)
             act.drop()
             d_inner = self._inner(self.gate_up)
-            _drop(d_down)
+            drop(d_down)
             self._adapter_grads(self.gate_up)
             normed.drop()
             dx = self._back(self.gate_up, "gradient at a layer's input", copy)
             self._plain(self.d, self.d, self.d, width=4)
-        _drop(gate_up, inner, inner_down, d_inner, scale, x, grad)
+        drop(gate_up, inner, inner_down, d_inner, scale, x, grad)
         return dx
 
     def _attention_backward(self, grad: Piece, at: int) -> Piece | None:
@@ -375,16 +375,16 @@ class FastLayers:
                 dmixed = self._back(self.out, "gradient at attention's output")
             self._adapter_grads(self.out)
             dqkv = self._unmix(mixed)
-            _drop(dmixed, qkv, *mixed)
+            drop(dmixed, qkv, *mixed)
             d_inner = self._inner(self.qkv)
-            _drop(d_out)
+            drop(d_out)
             self._adapter_grads(self.qkv)
             dx = None
             normed.drop()
             if at:
                 dx = self._back(self.qkv, "gradient at a layer's input", copy)
                 self._plain(self.d, self.d, self.d, width=4)
-        _drop(dqkv, inner, inner_out, d_inner, scale, x, grad)
+        drop(dqkv, inner, inner_out, d_inner, scale, x, grad)
         return dx
 
     def _unmix(self, mixed: list[Piece]) -> Piece:
@@ -394,7 +394,7 @@ class FastLayers:
             return self._unmix_normed(grads, mixed)
         made = self._tokens("gradient at q, k and v", shape.qkv_width)
         self._plain(*[shape.q_width + shape.kv_width] * 4)
-        _drop(*grads)
+        drop(*grads)
         return made
 
     def _unmix_normed(self, grads: list[Piece], mixed: list[Piece]) -> Piece:
@@ -404,7 +404,7 @@ class FastLayers:
         """
         shape = self.job.shape
         widths = (shape.q_width, shape.kv_width)
-        _drop(mixed.pop(), mixed.pop())  # turned k and q
+        drop(mixed.pop(), mixed.pop())  # turned k and q
         for at in (1, 0):
             with self._short(ACTIVATIONS, "gradient through the turn", self.n, widths[at]):
                 turned = self._tokens("gradient at the normed heads", widths[at])
@@ -414,7 +414,7 @@ class FastLayers:
             grads[at] = self._stock_norm_backward(grads[at], widths[at], mixed.pop(), mixed.pop())
         parts = [self._tokens("gradient at q, k and v, one of them", shape.qkv_width)
                  for _ in range(2)]  # fmt: skip
-        _drop(*grads, parts[1])
+        drop(*grads, parts[1])
         return parts[0]
 
     def _stock_norm_backward(self, grad: Piece, wide: int, *kept: Piece) -> Piece:
@@ -422,9 +422,9 @@ class FastLayers:
         scaled = self._tokens("gradient x weight", wide)
         grad.drop()
         long, through, along = (self._tokens("norm's backward, fp32", wide, 4) for _ in "123")
-        _drop(scaled, long, along)
-        _drop(*[self._tokens("steps of the heads' norm, fp32", wide, 4) for _ in range(4)])
-        _drop(*kept)
+        drop(scaled, long, along)
+        drop(*[self._tokens("steps of the heads' norm, fp32", wide, 4) for _ in range(4)])
+        drop(*kept)
         made = self._tokens("gradient at the heads", wide)
         through.drop()
         return made
@@ -449,11 +449,5 @@ class FastLayers:
         times = self._new(LOGITS, "gradient at the scored states", self.job.scored, self.d)
         grads.drop()
         made = self._tokens("gradient at the last states", self.d)
-        _drop(times, self.where)
+        drop(times, self.where)
         return made
-
-
-def _drop(*pieces: Piece | None) -> None:
-    for piece in pieces:
-        if piece is not None:
-            piece.drop()

@@ -7,17 +7,20 @@ rounded when its input arrives.  Each method follows the function of the same na
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from .. import fp8
 from .job import ACTIVATIONS, WEIGHTS, WORKSPACE
-from .ledger import Piece
+from .ledger import Piece, drop
+
+if TYPE_CHECKING:
+    from .activations import FastLayers, Group
 
 
 class Fitting:
     """One forward pass of the sample through the layers of an `activations.FastLayers`."""
 
-    def __init__(self, layers) -> None:
+    def __init__(self, layers: FastLayers) -> None:
         self.layers, self.ledger, self.n = layers, layers.ledger, fp8.SAMPLE
 
     def run(self) -> None:
@@ -42,8 +45,7 @@ class Fitting:
             qkv, inner = self._product(layers.qkv, "queries, keys and values", pieces)
         mixed = self._new("attention output", shape.q_width)
         made, more = self._product(layers.out, "input of the MLP half", pieces)
-        for piece in (x, qkv, inner, mixed, more):
-            _drop(piece)
+        drop(x, qkv, inner, mixed, more)
         return made
 
     def _mlp(self, x: Piece, pieces: dict[str, Piece], short: bool) -> Piece:
@@ -54,17 +56,18 @@ class Fitting:
         if short:
             gate_up.drop()
         made, more = self._product(layers.down, "input of the attention half", pieces)
-        for piece in (x, None if short else gate_up, inner, act, more):
-            _drop(piece)
+        drop(x, None if short else gate_up, inner, act, more)
         return made
 
-    def _product(self, group, name: str, pieces: dict[str, Piece]) -> tuple[Piece, Piece | None]:
+    def _product(
+        self, group: Group, name: str, pieces: dict[str, Piece]
+    ) -> tuple[Piece, Piece | None]:
         self._hold(group, pieces)
         with self._short("input in fp8", group.inputs, 1), self._short("its scales", 1, 4):
             y = self._new(name, group.outputs)
         return y, self._new("x A.T", group.rank) if group.rank else None
 
-    def _hold(self, group, pieces: dict[str, Piece]) -> None:
+    def _hold(self, group: Group, pieces: dict[str, Piece]) -> None:
         """The group's weights joined, rounded, and given back."""
         ledger, dims = self.ledger, (group.outputs, group.inputs)
         joined = len(group.layers) > 1
@@ -82,8 +85,7 @@ class Fitting:
             ledger.short(WORKSPACE, "their errors", group.outputs, fp8.COLUMNS, width=4),
         ):
             pass
-        for piece in (rest, factor, order, whole):
-            _drop(piece)
+        drop(rest, factor, order, whole)
         self.layers.matrices.append((group, made))
         for linear in group.layers:
             pieces.pop(linear.name).drop()
@@ -111,13 +113,6 @@ class Fitting:
         name = f"{name} [sample x width]"
         return self.ledger.new(ACTIVATIONS, name, self.n, wide, width=width)
 
-    @contextmanager
     def _short(self, name: str, wide: int, width: float = 2):
-        piece = self._new(name, wide, width)
-        yield
-        piece.drop()
-
-
-def _drop(piece: Piece | None) -> None:
-    if piece is not None:
-        piece.drop()
+        name = f"{name} [sample x width]"
+        return self.ledger.short(ACTIVATIONS, name, self.n, wide, width=width)

@@ -58,6 +58,13 @@ class Piece:
             self.ledger.events.append((~self.number, self.ledger.now))
 
 
+def drop(*pieces: Piece | None) -> None:
+    """One less needs each of them; None is passed over."""
+    for piece in pieces:
+        if piece is not None:
+            piece.drop()
+
+
 class Ledger:
     """Events in the order in which they happen.
 
