@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +14,12 @@ import torch
 def _two_threads():
     wanted = int(os.environ.get("OMP_NUM_THREADS", 2))  # 1 where two processes test at once
     torch.set_num_threads(min(wanted, 2, os.cpu_count() or 1))
+
+
+@pytest.fixture(autouse=True)
+def _same_draws():
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(0)
 
 
 @pytest.fixture(scope="session")

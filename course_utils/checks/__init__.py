@@ -145,11 +145,15 @@ def _file_of(attempt: Any) -> str:
     return ""
 
 
+def _new_seed() -> int:
+    return int.from_bytes(os.urandom(4), "little")
+
+
 @contextlib.contextmanager
 def _fresh_random_numbers() -> Iterator[None]:
     """New seeds within, the old states behind: a check changes nobody's sequence of numbers."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    seed = int.from_bytes(os.urandom(4), "little")
+    seed = _new_seed()
     random.seed(seed)
     np.random.seed(seed)
     torch.default_generator.manual_seed(seed)

@@ -320,7 +320,8 @@ def _explained(
         for off, wrong in known.items()
     }
     off = min(distance, key=lambda name: distance[name])
-    expect(distance[off] > 2 * tolerance, f"the interval {off}")
+    wider = max(1.0, (known[off][1] - known[off][0]) / (right[1] - right[0]))  # so is its chance
+    expect(distance[off] > 2 * tolerance * wider, f"the interval {off}")
     ends = " to ".join(f"{end:.3f}" for end in got)
     wanted = " to ".join(f"{end:.3f}" for end in right)
     expect(False, f"the interval is {ends}, and should be about {wanted}", look="each of the steps")
