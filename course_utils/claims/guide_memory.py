@@ -153,8 +153,8 @@ MEMORY = (
         about(70, 0.05),
         (
             percent("of a 7B's weights", cpu("nf4-double", "weights_7b_saved_percent")),
-            saving("of training, checkpointing, 4 x 1,024", peers("qlora", True, "peak_gib"),
-                   peers("lora", True, "peak_gib")),
+            saving("of training, checkpointing and offload, 4 x 1,024",
+                   peers("qlora", True, "peak_gib"), peers("lora", True, "peak_gib")),
             saving("of training, 4 x 1,024", peers("qlora", False, "peak_gib"),
                    peers("lora", False, "peak_gib")),
         ),
@@ -180,13 +180,14 @@ MEMORY = (
     ),
     Claim(
         "5.1-small", "5.1, 10.2", "memory", "small preset (QLoRA r8, 2 x 512): 4 to 6 GB",
-        between(4, 6), (gib("with checkpointing, as it says", grid("preset-small")),),
+        between(4, 6),
+        (gib("with checkpointing, as it says, and offload", grid("preset-small")),),
         {HOLDS: "With checkpointing, which the preset has, and a loss in chunks.",
          OFF: "Embeddings, output layer and activations come on top of the 4-bit weights."},
     ),
     Claim(
         "5.1-small-card", "5.1", "memory", "small preset: for cards under 10 GB", at_most(10),
-        (_card("preset-small", "with checkpointing"),),
+        (_card("preset-small", "with checkpointing and offload"),),
         {HOLDS: "The allocator's reserve and CUDA's own share fit too."},
     ),
     Claim(
@@ -194,18 +195,19 @@ MEMORY = (
         between(10, 15),
         (
             gib("as printed, without checkpointing", grid("preset-medium-no-checkpointing")),
-            gib("with checkpointing", grid("preset-medium")),
+            gib("with checkpointing and offload", grid("preset-medium")),
         ),
-        {DEPENDS: "It takes checkpointing, which the guide leaves out of this preset.",
+        {DEPENDS: "It takes checkpointing, which the guide leaves out of this preset, and what it "
+                  "keeps has to wait in the machine's memory (offload).",
          OFF: "bf16 weights alone take nearly all of it."},
     ),
     Claim(
         "5.1-medium-card", "5.1", "memory", "medium preset: for cards of 10 to 20 GB", at_most(20),
         (
             _card("preset-medium-no-checkpointing", "as printed"),
-            _card("preset-medium", "with checkpointing"),
+            _card("preset-medium", "with checkpointing and offload"),
         ),
-        {DEPENDS: "Only with checkpointing, and then on the larger of these cards.",
+        {DEPENDS: "Only with checkpointing and offload, and then on the larger of these cards.",
          HOLDS: "On the upper half of these cards.",
          OFF: "It does not fit the largest of these cards."},
     ),
@@ -214,10 +216,11 @@ MEMORY = (
         between(15, 20),
         (
             gib("as printed, without checkpointing", grid("preset-large-no-checkpointing")),
-            gib("with checkpointing", grid("preset-large")),
+            gib("with checkpointing and offload", grid("preset-large")),
         ),
         {OFF: "16,384 tokens a step: what the layers keep of them is more than the weights.",
-         DEPENDS: "16,384 tokens a step fit with checkpointing alone, which the guide leaves out."},
+         DEPENDS: "16,384 tokens a step fit with checkpointing, which the guide leaves out, where "
+                  "what it keeps waits in the machine's memory (offload)."},
     ),
     Claim(
         "5.4-memory", "5.4, 9", "memory", "batch 1 and 256 tokens with QLoRA cure out of memory",
@@ -230,12 +233,13 @@ MEMORY = (
         "5.4-checkpointing", "5.4, 9", "memory", "gradient checkpointing saves memory",
         at_least(0, tolerance=0, implied=True),
         (
-            saving("LoRA of a 7B, 4 x 1,024", peers("lora", True, "peak_gib"),
+            saving("LoRA of a 7B, 4 x 1,024, with offload", peers("lora", True, "peak_gib"),
                    peers("lora", False, "peak_gib")),
-            saving("QLoRA of a 7B, 4 x 1,024", peers("qlora", True, "peak_gib"),
+            saving("QLoRA of a 7B, 4 x 1,024, with offload", peers("qlora", True, "peak_gib"),
                    peers("qlora", False, "peak_gib")),
         ),
-        {HOLDS: "Layers keep their input alone and compute the rest again; it costs time."},
+        {HOLDS: "Layers keep their input alone (offload: in the machine's memory) and compute the "
+                "rest again; it costs time."},
     ),
     Claim(
         "5.4-mixed", "5.4, 3.1", "memory", "out of memory: fp16 = True (mixed precision) saves",
@@ -393,7 +397,7 @@ TIME = (
         "1.3-qlora-time", "1.3", "time", "QLoRA is as quick as LoRA",
         about(1),
         (
-            times("tokens a second, QLoRA over LoRA, 7B, checkpointing",
+            times("tokens a second, QLoRA over LoRA, 7B, checkpointing and offload",
                   peers("qlora", True, "tokens_per_second"),
                   peers("lora", True, "tokens_per_second")),
             times("without checkpointing", peers("qlora", False, "tokens_per_second"),
@@ -407,11 +411,18 @@ TIME = (
     Claim(
         "3.2-time", "2.2, 3.1, 3.2", "time", "LoRA trains faster than full fine-tuning",
         at_least(1, tolerance=0, implied=True),
-        (times("tokens a second, LoRA over full, 7B, bf16, checkpointing, 4 x 512",
-               grid("lora-bf16-checkpointing", "tokens_per_second"),
-               grid("full-bf16-4x512", "tokens_per_second")),),
+        (
+            times("tokens a second, LoRA over full, 7B, bf16, checkpointing, both in stock layers",
+                  _Ref("growth_h200", "tokens_per_second",
+                       {"trick": "stock layers, chunked loss, checkpointing"}),
+                  grid("full-bf16-4x512", "tokens_per_second")),
+            times("LoRA in this course's layers, with offload, 4 x 512",
+                  grid("lora-bf16-checkpointing", "tokens_per_second"),
+                  grid("full-bf16-4x512", "tokens_per_second")),
+        ),
         {HOLDS: "No gradients and no optimizer step for the frozen weights; the forward pass and "
-                "the way back through the layers stay, so it is no order of magnitude.",
+                "the way back through the layers stay, so it is no order of magnitude. Faster "
+                "layers add to it.",
          FALSE: "The passes through the layers are the same."},
     ),
 )  # fmt: skip

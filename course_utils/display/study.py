@@ -68,4 +68,6 @@ def _restyled(figure: Figure) -> Figure:
             axis.label.set(size=9, color=COLORS["muted"])
         ax.tick_params(colors=COLORS["muted"], labelsize=8)
         ax.tick_params(which="minor", labelbottom=False, labelleft=False)  # they overlap
+        for label in ax.get_yticklabels():  # in "parallel" lines cross those of the inner axes
+            label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85})
     return figure
