@@ -10,15 +10,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from .errors import CourseError
 from .report import RunReport
 
 SO_FAR = "so_far.json"
 FIGURES = ("began", "seconds", "tokens", "answer_tokens", "validation_losses")
 
 
-def note_figures(report: RunReport, checkpoint: Path, **now: Any) -> None:
-    """Write into a checkpoint what a resumed run cannot count again.  now: newer values."""
-    kept = {name: now.get(name, getattr(report, name)) for name in FIGURES}
+def note_figures(report: RunReport, checkpoint: Path, rows: str, **now: Any) -> None:
+    """Write into a checkpoint what a resumed run cannot count again.
+
+    rows: the fingerprint of those that are trained on.  now: newer values.
+    """
+    kept = {name: now.get(name, getattr(report, name)) for name in FIGURES} | {"rows": rows}
     (checkpoint / SO_FAR).write_text(json.dumps(kept), encoding="utf-8")
 
 
@@ -37,6 +41,15 @@ def go_on_from(report: RunReport, checkpoint: Path, step: int, main: bool = True
         report.answer_tokens += kept["answer_tokens"]
     looks = [(at, loss) for at, loss in kept["validation_losses"] if at < step]
     report.validation_losses = looks + report.validation_losses
+
+
+def check_rows(checkpoint: Path, rows: str) -> None:
+    """Raise CourseError where a checkpoint says that its run trained on other rows than these."""
+    if _figures(checkpoint).get("rows", rows) != rows:
+        raise CourseError(
+            f"{checkpoint} is of a run on other rows, or on these in another order: go on with the "
+            "rows that it was trained on, or start anew without resume."
+        )
 
 
 def checkpoints(folder: str | Path) -> list[Path]:

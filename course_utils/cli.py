@@ -13,12 +13,16 @@ import json
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import CourseError
 from .recipes import Recipe
+
+if TYPE_CHECKING:
+    from .training import Run
 
 JOB_FIELDS = ("data", "validation", "output")
 PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}  # as torch calls them
@@ -192,20 +196,42 @@ def _train(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from .processes import processes
 
     recipe, job = _read_job(options)
+    output = Path(job["output"] or Path("runs") / Path(options.recipe).stem)
     if not job["data"]:
         raise CourseError("No training data: give --data FILE, or a line `data: FILE` in the YAML.")
     rows, cleaning = data.clean(data.read(job["data"]))
     validation = data.read(job["validation"]) if job["validation"] else None
-    output, panel = job["output"] or Path("runs") / Path(options.recipe).stem, None
+    panel, replaced = None, (output / "recipe.yaml").is_file() and not options.resume
     if processes().main:
         _say(cleaning)
+        if replaced:
+            _say(f"{output} holds an earlier run: this one's model will replace it.")
         title = f"{recipe.method} on {recipe.model}"
         panel = display.panel_for_here(title, memory.memory_limit_gib(models.device()))
     run = training.run(
         recipe, rows, validation, output_dir=output, panel=panel, resume=options.resume
     )
-    run.save(output)
+    if replaced:
+        run.report.notes.append(f"replaced the model of an earlier run in {output}")
+    _save(run, output)
     return run.report.to_dict() | {"saved": str(output)}, f"{run.report}\n  saved       {output}"
+
+
+def _save(run: Run, output: Path) -> None:
+    """Save the run there, or where there is room for it: training it again would take longer."""
+    from safetensors import SafetensorError
+
+    from .processes import processes
+
+    try:
+        run.save(output)
+    except (OSError, SafetensorError) as error:
+        if processes().count > 1:  # the others do not know of it, and cannot help to save again
+            raise
+        spare = run.save(tempfile.mkdtemp(prefix="course-run-"))
+        raise CourseError(
+            f"{output} could not be written ({error}): the run was saved in {spare} instead."
+        ) from error
 
 
 def _read_job(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
@@ -217,7 +243,9 @@ def _read_job(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     for name, value in named.items():
         if not isinstance(value, str | None):
             raise CourseError(f"{name} is {value!r} in {options.recipe}: name one path.")
-    return recipes.from_dict(fields), {n: getattr(options, n) or named[n] for n in JOB_FIELDS}
+    job = {name: getattr(options, name) or named[name] for name in JOB_FIELDS}
+    home = {name: path and str(Path(path).expanduser()) for name, path in job.items()}
+    return recipes.from_dict(fields), home
 
 
 def _check_data(options: argparse.Namespace) -> tuple[dict[str, Any], str]:

@@ -117,6 +117,8 @@ class AnswerTrainer(Trainer):
             try:
                 self.train(resume_from_checkpoint=resume)
                 self._keep_best()
+                if not self.shared:
+                    _check_weights(self.model)
             except BaseException as error:
                 self.report.stopped = f"stopped by {type(error).__name__}"
                 if not is_out_of_memory(error):
@@ -303,6 +305,11 @@ class AnswerTrainer(Trainer):
             self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
         return self.lr_scheduler
 
+    @functools.cached_property
+    def rows_seen(self) -> str:
+        """The fingerprint of the rows that are trained on."""
+        return self.train_dataset.fingerprint()
+
     def evaluate_now(self) -> float | None:
         """Held-out loss at this step, noted in the report; its time is not training time."""
         if self.validation is None:
@@ -313,6 +320,7 @@ class AnswerTrainer(Trainer):
         if not count:
             raise CourseError("There is no labelled token to evaluate on: check its answers.")
         value = total / count
+        _check_finite("The held-out loss", value, self.state.global_step)
         self.report.validation_losses.append((self.state.global_step, round(value, 5)))
         return value
 
@@ -440,12 +448,7 @@ class _Watch(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         point = _curve_point({**logs, "step": state.global_step})
-        if not math.isfinite(point["loss"]):
-            raise CourseError(
-                f"The loss became {point['loss']} at step {state.global_step}: lower the learning "
-                "rate, use bf16 or fp32 instead of fp16, or look for broken rows "
-                "(chapter 10, 'loss is NaN')."
-            )
+        _check_finite("The loss", point["loss"], state.global_step)
         self.report.losses.append(point)
         self._show(state, loss=point["loss"])
 
@@ -455,7 +458,8 @@ class _Watch(TrainerCallback):
         self._count_time()
         if self.trainer.processes.main:
             tokens, answers = map(int, counted)
-            note_figures(self.report, folder, tokens=tokens, answer_tokens=answers)
+            rows = self.trainer.rows_seen
+            note_figures(self.report, folder, rows, tokens=tokens, answer_tokens=answers)
             self.trainer.recipe.save(folder / "recipe.yaml")
             torch.save(self._epoch_state, folder / EPOCH_RANDOM)
             if self.trainer.best:
@@ -520,6 +524,24 @@ def _curve_point(entry: dict[str, Any]) -> dict[str, float]:
     point = {name: float(entry[name]) for name in ("step", "loss")}
     more = {n: float(entry[n]) for n in ("learning_rate", "grad_norm") if entry.get(n) is not None}
     return point | {name: value for name, value in more.items() if math.isfinite(value)}
+
+
+def _check_finite(what: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise CourseError(
+            f"{what} became {value} at step {step}: lower the learning rate, use bf16 or fp32 "
+            "instead of fp16, or look for broken rows (chapter 10, 'loss is NaN')."
+        )
+
+
+def _check_weights(model: nn.Module) -> None:
+    """The last update is in no loss that was looked at."""
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and not bool(weight.isfinite().all()):
+            raise CourseError(
+                f"The last update left {name} infinite or NaN: lower the learning rate (chapter "
+                "10, 'loss is NaN')."
+            )
 
 
 def _check_gradients(model: nn.Module, of: Processes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,7 +22,7 @@ from transformers import (
 )
 
 from . import compat, models, recipes
-from .checkpoints import checkpoints
+from .checkpoints import check_rows, checkpoints
 from .data import Conversation
 from .encoding import Encoded, encode, packed
 from .errors import CourseError
@@ -80,13 +81,15 @@ def run(
     if model is not None:  # so that `load` finds the same base
         recipe = recipe.replace(model=models.source_of(model) or recipe.model)
     if output_dir is not None:
-        _check_folder(Path(output_dir), recipe)
+        _check_folder(Path(output_dir).expanduser(), recipe)
     if resume is not None:
         _check_resumable(Path(resume), recipe)
     meter = MemoryMeter(place, empty=model is None)
     precision, why = choose_precision(recipe, place)
     tokenizer = tokenizer or models.load_tokenizer(recipe.model)
     train = _encoded(train, tokenizer, recipe)
+    if resume is not None:
+        check_rows(Path(resume), train.fingerprint())
     validation = None if validation is None else _encoded(validation, tokenizer, recipe)
     _check_looks(recipe, validation)
     set_seed(recipe.seed)
@@ -96,7 +99,7 @@ def run(
         _check_fit(model, rows)
     report = _new_report(recipe, model, train, place, f"{precision} ({why})")
     name = f"{datetime.now():%Y%m%d-%H%M%S}-{recipe.method}"
-    folder = Path(output_dir or Path("runs") / processes().same(name))
+    folder = Path(output_dir or Path("runs") / processes().same(name)).expanduser()
     report.output_dir = str(folder)
     report.notes += meter.notes
     if resume is None and checkpoints(folder):
@@ -156,13 +159,29 @@ def _check_looks(recipe: Recipe, validation: Encoded | None) -> None:
 
 
 def _check_folder(folder: Path, recipe: Recipe) -> None:
-    """Whether a run may write there: not over the base model that it starts from."""
+    """Whether a run can write there, and may: over no model but an earlier run's."""
     if folder.exists() and not folder.is_dir():
         raise CourseError(f"{folder} is a file: give a folder to write to.")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise CourseError(
+            f"{there} cannot be written to ({error.strerror}): give another folder, or mend its "
+            "rights."
+        ) from error
     base = Path(recipe.model).expanduser()
     if base.is_dir() and folder.is_dir() and base.samefile(folder):
         raise CourseError(
             f"{folder} holds the model that this training starts from: give another folder."
+        )
+    models_there = ("config.json", "adapter_config.json", "model*.safetensors")
+    ours = (folder / "recipe.yaml").is_file()
+    if not ours and any(any(folder.glob(name)) for name in models_there):
+        raise CourseError(
+            f"{folder} holds a model that no run of this course saved, and it would be written "
+            "over: give another folder."
         )
 
 
@@ -338,10 +357,11 @@ def save(run: Run, folder: str | Path) -> Path:
     """Write adapter or model (safetensors), tokenizer, recipe.yaml and report.json to `folder`.
 
     In a training of several processes each calls this, and the main one writes.  Raises CourseError
-    for the folder of the base model.
+    for a folder that holds the base model, or one that no run saved.
     """
-    _check_folder(Path(folder), run.recipe)
-    folder, whole = Path(folder), whole_weights(run.model)
+    folder = Path(folder).expanduser()
+    _check_folder(folder, run.recipe)
+    whole = whole_weights(run.model)
     if not processes().main:
         return folder
     folder.mkdir(parents=True, exist_ok=True)

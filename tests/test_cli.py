@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from course_utils import cli, memory
+from course_utils.errors import CourseError
 from course_utils.memory.known import KNOWN
 from course_utils.recipes import Recipe, from_dict
 from course_utils.report import RunReport
@@ -429,3 +430,30 @@ def test_of_several_processes_only_the_first_prints_a_result(monkeypatch, capsys
         monkeypatch.setenv("RANK", rank)
         assert cli.main(["claims", "--section", "5.2", "--json"]) == 0
         assert len(capsys.readouterr().out.splitlines()) == lines
+
+
+def test_a_home_folder_is_found_and_a_replaced_run_said(call, job, monkeypatch):
+    folder, _ = job
+    monkeypatch.setenv("HOME", str(folder))
+    text = (folder / "tiny.yaml").read_text(encoding="utf-8")
+    for name in ("rows.json", "tuned"):
+        text = text.replace(f" {name}", f" ~/{name}")
+    (folder / "home.yaml").write_text(text.replace(" ~/tuned", " ~/again"), encoding="utf-8")
+    for notes in (0, 1):
+        code, out, err = call("train", folder / "home.yaml", "--json")
+        result = json.loads(out)
+        assert code == 0 and result["saved"] == str(folder / "again")
+        replaced = [note for note in result["notes"] if "replaced the model" in note]
+        assert len(replaced) == notes and ("holds an earlier run" in err) == bool(notes)
+
+
+def test_a_run_is_saved_elsewhere_where_its_folder_cannot_be_written(tmp_path, monkeypatch):
+    class Finished:
+        def save(self, folder):
+            if Path(folder) == tmp_path:
+                raise OSError(28, "No space left on device")
+            return folder
+
+    monkeypatch.setattr(cli.tempfile, "mkdtemp", lambda prefix: f"/elsewhere/{prefix}1")
+    with pytest.raises(CourseError, match="No space left.*saved in /elsewhere/course-run-1"):
+        cli._save(Finished(), tmp_path)

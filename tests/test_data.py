@@ -13,6 +13,8 @@ import threading
 import time
 import unicodedata
 import warnings
+from dataclasses import replace
+from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -647,6 +649,18 @@ def test_plain_text_says_how_it_was_cut_and_what_was_empty(tmp_path):
         "empty documents left out: 1",
     ]
     assert "does not hold the separator '%%'" in str(refusal(path, separator="%%"))
+
+
+def test_saving_over_a_file_loses_nothing(tmp_path):
+    """Dates become text, half a surrogate pair an escape; what JSON has no form for is named."""
+    question = ask("1+1?", "2")
+    row = replace(question, info={"on": date(2026, 1, 2), "cut": "\ud83d"})
+    path = save([row], tmp_path / "rows.jsonl")
+    before = path.read_bytes()
+    assert read(path)[0].info == {"on": "2026-01-02", "cut": "\ud83d"}
+    with pytest.raises(CourseError, match=r"Row 2 cannot be written as JSON .set \{1\}."):
+        save([question, replace(question, info={"odd": {1}})], path)
+    assert path.read_bytes() == before and [*tmp_path.iterdir()] == [path]
 
 
 def test_what_is_saved_reads_back_unchanged(tmp_path):

@@ -333,6 +333,8 @@ def test_what_cannot_be_resumed_is_said(start, tmp_path):
     start(save_every=3, max_steps=3, folder="saved")
     with pytest.raises(CourseError, match="another learning_rate, max_steps"):
         start(resume=tmp_path / "saved" / "checkpoint-3", learning_rate=1e-3)
+    with pytest.raises(CourseError, match="on other rows, or on these in another order"):
+        start(resume=tmp_path / "saved" / "checkpoint-3", max_steps=3, rows=tiny_models.encoded(23))
 
 
 # ------------------------------------------------------------------------ stops and errors
@@ -352,6 +354,15 @@ def test_a_nan_loss_stops(start):
 def test_a_loss_that_explodes_stops(start):
     with pytest.raises(CourseError, match="loss became"):
         start(method="full", learning_rate=1e30, max_steps=6, max_grad_norm=1e30)
+
+
+@pytest.mark.parametrize(("validation", "said"), [(None, "last update left .* infinite or NaN"),
+                                                  (4, "held-out loss became")])  # fmt: skip
+def test_a_model_that_its_last_update_broke_is_not_finished(start, validation, said):
+    """No later step would see it."""
+    rows = validation and tiny_models.encoded(validation)
+    with pytest.raises(CourseError, match=said):
+        start(method="full", learning_rate=1e38, max_steps=1, validation=rows)
 
 
 def test_a_frozen_adapter_stops(start):
@@ -599,13 +610,6 @@ def test_a_model_of_the_hubs_cache_keeps_its_name_there():
     assert models.source_of(model) == "me/my--model"
 
 
-def test_a_folder_of_others_is_left_as_it_is(start, tmp_path):
-    (tmp_path / "saved").mkdir()
-    (tmp_path / "saved" / "config.json").write_text("{}", encoding="utf-8")
-    start(max_steps=1).save(tmp_path / "saved")
-    assert (tmp_path / "saved" / "config.json").read_text(encoding="utf-8") == "{}"
-
-
 def test_a_run_in_half_precision_opens_on_a_cpu(start, tiny_folder, tmp_path):
     run = start(model=models.load(tiny_folder, on="cpu"), max_steps=1)
     run.recipe = run.recipe.replace(precision="fp16")  # as on an older GPU
@@ -765,3 +769,24 @@ def test_a_model_loaded_in_another_precision_trains_in_stock_layers(start, held,
     run = start(model=tiny().to(dtype), precision=precision, max_steps=16)
     assert any("the model is loaded in" in note for note in run.report.notes)
     assert losses(run)[-1] < losses(run)[0]
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_training(start, monkeypatch):
+    def refused(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(training.tempfile, "TemporaryFile", refused)
+    monkeypatch.setattr(training, "prepare", None)  # nothing is trained
+    with pytest.raises(CourseError, match="cannot be written to .Permission denied.: give another"):
+        start(folder="there/and/further")
+
+
+@pytest.mark.parametrize("name", ["config.json", "adapter_config.json", "model-1.safetensors"])
+def test_a_model_of_somebody_else_is_not_written_over(start, tmp_path, name):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / name).write_text("{}")
+    run = start(max_steps=1)
+    for write in (lambda: start(folder="theirs"), lambda: run.save(tmp_path / "theirs")):
+        with pytest.raises(CourseError, match="holds a model that no run of this course saved"):
+            write()
+    assert (tmp_path / "theirs" / name).read_text() == "{}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -109,18 +110,47 @@ def convert(
 
 
 def save(conversations: Iterable[Conversation], path: str | Path) -> Path:
-    """Write conversations as JSONL (UTF-8), in the form that :func:`read` reads back unchanged."""
+    """Write conversations as JSONL (UTF-8), in the form that :func:`read` reads back unchanged.
+
+    Dates in a row's info become text.  A file that is there is replaced once all rows are written.
+    Raises CourseError for a row that JSON cannot hold.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for conversation in conversations:
-            row: Row = {"messages": list(conversation.messages)}
-            if conversation.is_text:
-                row = {"text": conversation.answer}
-            if conversation.info:
-                row["info"] = conversation.info
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", encoding="utf-8", newline="\n") as file:
+            for number, conversation in enumerate(conversations, 1):
+                file.write(_line(conversation, number) + "\n")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     return path
+
+
+def _line(conversation: Conversation, number: int) -> str:
+    """One row as JSON."""
+    row: Row = {"messages": list(conversation.messages)}
+    if conversation.is_text:
+        row = {"text": conversation.answer}
+    if conversation.info:
+        row["info"] = conversation.info
+    try:
+        line = json.dumps(row, ensure_ascii=False, default=_date)
+        line.encode("utf-8")
+    except UnicodeEncodeError:  # half of a pair of surrogates: only an escape can say it
+        return json.dumps(row, default=_date)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CourseError(
+            f"Row {number} cannot be written as JSON ({error}): change its info. Nothing was saved."
+        ) from error
+    return line
+
+
+def _date(value: Any) -> str:
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} {value!r}")
 
 
 def _check_format(format: str) -> None:
