@@ -14,6 +14,7 @@ import math
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,10 +76,15 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--validation", help="rows to measure the loss on as it trains")
     train.add_argument("--output", help="folder for the tuned model (default: runs/RECIPE)")
     train.add_argument("--resume", help="a checkpoint folder to go on from")
+    skip = "leave out rows that cannot be used, and say how many"
+    train.add_argument("--skip-bad", action="store_true", help=skip)
+    encoding = "of data that are not Unicode, such as gb18030"
+    train.add_argument("--encoding", help=encoding)
 
     check = _add(commands, "check-data", _check_data, "say what is wrong in a data file")
     check.add_argument("file")
     check.add_argument("--format", default="auto", help="alpaca, messages, sharegpt or text")
+    check.add_argument("--encoding", help=encoding)
 
     generate = _add(commands, "generate", _generate, "ask a model")
     generate.add_argument("prompt", help="the question; '-' reads it from standard input")
@@ -199,8 +205,9 @@ def _train(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     output = Path(job["output"] or Path("runs") / Path(options.recipe).stem)
     if not job["data"]:
         raise CourseError("No training data: give --data FILE, or a line `data: FILE` in the YAML.")
-    rows, cleaning = data.clean(data.read(job["data"]))
-    validation = data.read(job["validation"]) if job["validation"] else None
+    rows, cleaning = data.clean(_rows(job["data"], options))
+    cleaning.require_rows(job["data"])
+    validation = _rows(job["validation"], options) if job["validation"] else None
     panel, replaced = None, (output / "recipe.yaml").is_file() and not options.resume
     if processes().main:
         _say(cleaning)
@@ -215,6 +222,20 @@ def _train(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         run.report.notes.append(f"replaced the model of an earlier run in {output}")
     _save(run, output)
     return run.report.to_dict() | {"saved": str(output)}, f"{run.report}\n  saved       {output}"
+
+
+def _rows(path: str, options: argparse.Namespace) -> list[Any]:
+    """The conversations of a file; what is left out of it is said in a line of its own."""
+    from . import data
+    from .processes import processes
+
+    on_error = "skip" if options.skip_bad else "raise"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", data.DataWarning)
+        rows = data.read(path, on_error=on_error, encoding=options.encoding)
+    for warning in said if processes().main else ():
+        _say(warning.message)
+    return rows
 
 
 def _save(run: Run, output: Path) -> None:
@@ -251,9 +272,10 @@ def _read_job(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 def _check_data(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from . import data
 
-    report = data.read_report(options.file, options.format)
+    report = data.read_report(options.file, options.format, encoding=options.encoding)
     _, cleaning = data.clean(report.conversations)
-    result = report.to_dict() | {"ok": not report.problems, "cleaning": cleaning.to_dict()}
+    ok = not report.problems and cleaning.kept > 0
+    result = report.to_dict() | {"ok": ok, "cleaning": cleaning.to_dict()}
     return result, f"{report}\n{cleaning}"
 
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from . import compat
 from .data import Conversation, Message
+from .data.problems import show
 from .errors import CourseError
 
 IGNORE = -100  # label of a token that is not scored
@@ -49,9 +50,16 @@ def render(
 
 
 def parse_prompt(text: str) -> list[Message]:
-    """A plain question, or a prompt with `### Instruction:` headings, as messages."""
-    pattern = r"###\s*Instruction:\s*(.*?)(?:###\s*Input:\s*(.*?))?(?:###\s*Response:\s*)?$"
-    found = re.search(pattern, text, re.DOTALL)
+    """A plain question, or a prompt with `### Instruction:` headings, as messages.
+
+    A heading begins a line: within one it is what the question is about.  Only the last, which
+    waits for the answer, may stand behind the question.
+    """
+    pattern = (
+        r"^[ \t]*###\s*Instruction:\s*(.*?)(?:^[ \t]*###\s*Input:\s*(.*?))?"
+        r"(?:###\s*Response:\s*)?\Z"
+    )
+    found = re.search(pattern, text, re.DOTALL | re.MULTILINE)
     if not found:
         return [{"role": "user", "content": text.strip()}]
     parts = [part.strip() for part in found.groups() if part and part.strip()]
@@ -64,14 +72,15 @@ def answer_spans(
     """The rendered text and where its answers stand, each with its end-of-turn token.
 
     An answer begins where the prompt for it ends, and ends where the conversation up to it ends:
-    no template needs to be known, only that it renders a prefix as a prefix.
+    no template needs to be known, only that it renders a prefix as a prefix.  Answers with the
+    weight 0 are left out.
     """
     text = render(messages, tokenizer)
     if _is_text(messages):
         return text, [(0, len(text))]
     spans = []
     for index, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if message["role"] != "assistant" or message.get("weight") == 0:
             continue
         before = render(messages[:index], tokenizer, ask=True) if index else ""
         through = render(messages[: index + 1], tokenizer).rstrip()
@@ -222,10 +231,12 @@ def encode(
         rows.append(row)
     if empty:
         shown = ", ".join(map(str, empty[:20])) + (" ..." if len(empty) > 20 else "")
+        first = conversations[empty[0] - 1]
         raise CourseError(
             f"{len(empty)} of {len(rows)} rows keep no answer token within max_length={max_length} "
-            f"(row {shown}): raise max_length, or shorten or remove these rows "
-            "(chapter 10, 'loss is flat: masked labels')."
+            f"(row {shown} of those encoded; row {empty[0]} begins {_start(first)!r}): raise "
+            "max_length, or shorten or remove these rows (chapter 10, 'loss is flat: masked "
+            "labels')."
         )
     lengths = [len(row["input_ids"]) for row in rows]
     labelled = sum(label != IGNORE for row in rows for label in row["labels"])
@@ -234,6 +245,12 @@ def encode(
     )
     encoded = Encoded(rows, report)
     return packed(encoded, max_length) if packing else encoded
+
+
+def _start(conversation: Conversation) -> str:
+    """The first words after a system message, by which the row is found in its file."""
+    messages = [m for m in conversation.messages if m["role"] != "system"]
+    return show(messages[0]["content"]) if messages else ""
 
 
 def pack(rows: Sequence[dict[str, list[int]]], max_length: int) -> list[dict[str, list[int]]]:

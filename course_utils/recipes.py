@@ -23,6 +23,7 @@ OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit")
 BASE_PRECISIONS = ("auto", "bf16", "fp8")
 GRADIENT_PRECISIONS = ("auto", "fp8")
 SCHEDULES = ("cosine", "linear", "constant")
+GROUPS = ("all-linear", "attention")  # what `targets` may say instead of names
 SWITCHES = ("rslora", "packing", "group_by_length", "offload", "fast", "kernels")
 # Full fine-tuning moves every weight, so it needs steps about ten times smaller than an adapter.
 DEFAULT_LEARNING_RATE = {"full": 1e-4, "lora": 1e-3, "qlora": 1e-3}
@@ -106,6 +107,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if isinstance(self.targets, list):
             object.__setattr__(self, "targets", tuple(self.targets))
+        if self.targets in [(group,) for group in GROUPS]:  # a YAML list of one word
+            object.__setattr__(self, "targets", self.targets[0])
         if isinstance(self.model, Path):
             object.__setattr__(self, "model", str(self.model))
         if self.learning_rate is None and self.method in METHODS:
@@ -180,12 +183,14 @@ def _problems(recipe: Recipe):
     for name in ("alpha", "learning_rate", "epochs", "max_grad_norm"):
         value = getattr(recipe, name)
         if value is not None and not (_is_number(value) and value > 0):
+            what = "" if _is_number(value) else "a number "
             hint = ALPHA_0 if name == "alpha" else ""
-            yield f"{name} is {value!r} and must be above 0{hint}"
+            yield f"{name} is {value!r} and must be {what}above 0{hint}"
     for name, top in (("dropout", 1), ("warmup", 1), ("weight_decay", math.inf)):
         value = getattr(recipe, name)
         if not (_is_number(value) and 0 <= value < top):
-            yield f"{name} is {value!r} and must be at least 0 and below {top}"
+            what = "" if _is_number(value) else "a number of "
+            yield f"{name} is {value!r} and must be {what}at least 0 and below {top}"
     lengths = (recipe.pack_length, recipe.max_length)
     whole = all(isinstance(length, int) for length in lengths)  # others are named above
     if whole and not (recipe.packing and recipe.pack_length >= recipe.max_length):
@@ -227,6 +232,8 @@ def _wrong_kinds(recipe: Recipe):
     names = [recipe.targets] if isinstance(recipe.targets, str) else recipe.targets
     if not (isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)):
         yield f"targets is {recipe.targets!r} and must be a name or a list of names"
+    elif len(names) > 1 and (groups := [name for name in names if name in GROUPS]):
+        yield f"targets has {groups[0]!r} beside other names: write it alone, or names alone"
     if not isinstance(recipe.seed, int) or isinstance(recipe.seed, bool) or recipe.seed < 0:
         yield f"seed is {recipe.seed!r} and must be a whole number of at least 0"
 
@@ -269,7 +276,9 @@ def read_fields(path: str | Path) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise CourseError(f"The recipe {path} must be a list of `field: value` lines.")
     # YAML 1.1 reads 1e-3 (without a dot) as text
-    for name in ("learning_rate", "weight_decay", "warmup", "epochs", "alpha", "dropout"):
+    for name in (
+        "learning_rate", "weight_decay", "warmup", "epochs", "alpha", "dropout", "max_grad_norm",
+    ):  # fmt: skip
         if isinstance(fields.get(name), str):
             with contextlib.suppress(ValueError):  # what stays text, the validation names
                 fields[name] = float(fields[name])

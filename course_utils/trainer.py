@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,7 @@ class ModelTrainer:
             return sets.load("instruction").train[:SAMPLE_ROWS]
         rows, report = data.clean(rows)
         _say(report)
+        report.require_rows(data_path or dataset_name)
         return rows
 
     def format_dataset(self, dataset: Any, max_length: int = 512) -> Encoded:
@@ -291,6 +292,9 @@ class ModelTrainer:
 
 
 def _conversations(dataset: Any) -> list[Conversation]:
+    # as a list, a data frame or a dict would be its names, and a text its letters
+    if isinstance(dataset, Mapping | str | bytes) or hasattr(dataset, "iterrows"):
+        return data.convert(dataset)
     rows = list(dataset)
     if all(isinstance(row, Conversation) for row in rows):
         return rows

@@ -163,6 +163,41 @@ def test_train_says_what_is_wrong_with_a_recipe(job, call, monkeypatch, text, sa
     assert code == 1 and out == "" and said in err and "Traceback" not in err
 
 
+ECHO = [{"question": word, "answer": word} for word in ("One", "Two", "Three")]
+
+
+def test_train_names_the_file_of_which_cleaning_leaves_nothing(job, call, monkeypatch):
+    monkeypatch.chdir(job[0])
+    Path("echo.json").write_text(json.dumps(ECHO), encoding="utf-8")
+    code, out, err = call("train", "tiny.yaml", "--data", "echo.json")
+    assert code == 1 and out == "" and "echo.json: cleaning left none of 3 rows" in err
+    assert "answer repeats the question: 3" in err
+
+
+def test_train_leaves_bad_rows_out_when_told(job, call, monkeypatch):
+    monkeypatch.chdir(job[0])
+    Path("some.json").write_text(json.dumps([*ROWS, {"question": "?"}]), encoding="utf-8")
+    asked = ("train", "tiny.yaml", "--data", "some.json", "--output", "skipped")
+    code, _, err = call(*asked)
+    assert code == 1 and "--skip-bad" in err
+    code, out, err = call(*asked, "--skip-bad", "--json")
+    assert code == 0 and json.loads(out)["rows"] == len(ROWS)
+    assert "some.json: 1 problems left out, first row 3" in err and "DataWarning" not in err
+
+
+@pytest.mark.parametrize("command", ["train", "check-data"])
+def test_an_encoding_is_named_by_its_flag(job, call, monkeypatch, command):
+    monkeypatch.chdir(job[0])
+    Path("old.json").write_bytes(json.dumps(ROWS, ensure_ascii=False).encode("gb18030"))
+    asked = ["check-data", "old.json"]
+    if command == "train":  # whose validation is read in the same encoding
+        asked = ["train", "tiny.yaml", "--data", "old.json", "--validation", "old.json"]
+        asked += ["--output", "old"]
+    code, out, err = call(*asked)
+    assert code == 1 and "--encoding gb18030" in out + err
+    assert call(*asked, "--encoding", "gb18030")[0] == 0
+
+
 def test_train_goes_on_from_a_checkpoint(job, call, monkeypatch):
     folder, _ = job
     monkeypatch.chdir(folder)
@@ -186,6 +221,16 @@ def test_check_data_passes_good_rows(job, call):
     result = json.loads(out)
     assert code == 0 and result["ok"] is True and result["cleaning"]
     assert call("check-data", job[0] / "rows.json")[0] == 0
+
+
+def test_check_data_fails_where_cleaning_leaves_nothing(tmp_path, call):
+    path = tmp_path / "echo.json"
+    path.write_text(json.dumps(ECHO), encoding="utf-8")
+    code, out, err = call("check-data", path, "--json")
+    result = json.loads(out)
+    assert code == 1 and result["ok"] is False and result["cleaning"]["kept"] == 0
+    code, out, err = call("check-data", path)
+    assert code == 1 and "0 of 3 conversations kept" in out
 
 
 def test_check_data_names_bad_rows(tmp_path, call):

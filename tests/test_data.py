@@ -181,6 +181,32 @@ def test_known_forms(row, expected):
     assert turns(conversation) == expected
 
 
+def weighted(*weights: object) -> dict:
+    """A dialogue whose answers have these weights."""
+    return {
+        "messages": [m for w in weights for m in (QA[0], {**QA[1], "weight": w})],
+    }
+
+
+@pytest.mark.parametrize(
+    ("weights", "left_out"),
+    [((0, 1), [True, False]), ((0.0, None), [True, False]), ((1, 1.0), [False, False])],
+)
+def test_an_answer_of_weight_0_stays_marked(tmp_path, weights, left_out):
+    path = written(tmp_path, "a.json", json.dumps([weighted(*weights)]))
+    report = read_report(path)
+    (kept,), _ = clean(report.conversations)
+    answers = [m for m in kept.messages if m["role"] == "assistant"]
+    assert [m.get("weight") == 0 for m in answers] == left_out
+    assert any("not trained on (rows: 1)" in note for note in report.notes) == any(left_out)
+    assert read(save([kept], tmp_path / "b.jsonl")) == [kept]
+
+
+def test_rows_that_train_on_other_answers_are_no_duplicates():
+    rows = convert([weighted(0, 1), weighted(1, 1), weighted(1, 1)])
+    assert clean(rows)[0] == rows[:2]
+
+
 def test_info_travels_along():
     info = {"check": {"type": "exact", "value": "2"}}
     direct, as_text = convert([{**GOOD, "info": info}, {**GOOD, "info": json.dumps(info)}])
@@ -265,6 +291,21 @@ def test_datasets_and_data_frames_convert():
             "system",
             "differs from the system turn",
         ),
+        (
+            {"messages": [QA[0], {**QA[1], "weight": 0}]},
+            "messages",
+            "has no answer to learn: all have the weight 0",
+        ),
+        (
+            {"messages": [QA[0], {**QA[1], "weight": 0.5}]},
+            "messages[2].weight",
+            "is 0.5; it must be the number 0 or 1",
+        ),
+        (
+            {"messages": [QA[0], {**QA[1], "weight": "0"}]},
+            "messages[2].weight",
+            "is '0'; it must be the number 0 or 1",
+        ),
         ({**ALPACA, "history": [["a", ""]]}, "history[1]", "has an empty question or answer"),
         ({**ALPACA, "history": "oops"}, "history", "is text that is no JSON list"),
         ({"instruction": "a", "Instruction": "b", "output": "c"}, "instruction", "is there twice"),
@@ -345,7 +386,7 @@ def test_one_error_lists_the_first_twenty_and_counts_the_rest(tmp_path):
     assert "row 21, field 'messages': is empty" in text
     assert "row 22" not in text
     assert "... and 5 more" in text
-    assert "on_error='skip'" in text
+    assert "on_error='skip' (train --skip-bad on the command line) leaves bad rows out" in text
 
 
 def test_problems_come_in_the_order_of_the_file(tmp_path):
@@ -757,6 +798,14 @@ def test_cleaning_report_prints_and_saves():
         "noted": {},
     }
     assert isinstance(report, CleaningReport)
+
+
+def test_cleaning_that_leaves_nothing_is_an_error_on_request():
+    _, report = clean([ask("a", "A"), ask("b", "B"), ask("c", " ")])
+    with pytest.raises(CourseError, match="x.json: cleaning left none of 3 rows .*answer repeats "
+                       "the question: 2; empty answer: 1"):  # fmt: skip
+        report.require_rows("x.json")
+    clean([ask("a", "b")])[1].require_rows("x.json")
 
 
 def test_split_holds_out_about_the_share_and_loses_nothing():

@@ -75,6 +75,16 @@ def test_every_assistant_turn_is_trained_on(tokenizer):
     assert tokenizer.decode(row["input_ids"]).startswith("<|im_start|>system\nBe brief.")
 
 
+def test_an_answer_of_weight_0_is_read_and_not_trained_on(tokenizer, plain):
+    for weighted, trained in ((1, ["C"]), (3, ["A"])):
+        messages = [dict(message) for message in chat("Q", "A", "R", "C").messages]
+        messages[weighted]["weight"] = 0
+        for tok in (tokenizer, plain):
+            parts = trained_parts(encode_one(messages, tok), tok)
+            assert [part.removesuffix(tok.eos_token) for part in parts] == trained
+    assert "A" in tokenizer.decode(encode_one(messages, tokenizer)["input_ids"])
+
+
 def test_tokens_are_those_of_the_chat_template(tokenizer):
     messages = chat("Hi", "Hello", "And?", "Bye").messages
     expected = tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True)
@@ -159,10 +169,10 @@ def test_a_template_that_refuses_is_one_sentence(tokenizer):
 def test_rows_that_keep_no_answer_are_one_error(tokenizer):
     rows = [chat("Q", "A"), chat("long " * 200, "A"), chat("Q", "A"), chat("word " * 200, "A")]
     with pytest.raises(CourseError, match=r"2 of 4 rows keep no answer token .*max_length=64 "
-                       r"\(row 2, 4\)"):  # fmt: skip
+                       r"\(row 2, 4 of those encoded; row 2 begins 'long long"):  # fmt: skip
         encode(rows, tokenizer, max_length=64)
     many = [chat("long " * 200, "A")] * 30
-    with pytest.raises(CourseError, match=r"30 of 30 rows .* 19, 20 \.\.\.\)"):
+    with pytest.raises(CourseError, match=r"30 of 30 rows .* 19, 20 \.\.\. of"):
         encode(many, tokenizer, max_length=64)
     with pytest.raises(CourseError, match="data set is empty"):
         encode([], tokenizer)
@@ -197,6 +207,25 @@ def test_prompts_in_the_guides_form_become_messages():
     asked = parse("### Instruction:\nTranslate.\n### Input:\n你好\n### Response:\n")
     assert asked == [{"role": "user", "content": "Translate.\n\n你好"}]
     assert parse(" What is 1+1? ") == [{"role": "user", "content": "What is 1+1?"}]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "question"),
+    [
+        ("What does '### Instruction:' mean in a file?", None),
+        ("Is ### Input: a heading?", None),
+        (
+            "### Instruction:\nWhat is '### Input:' for?\n### Response:\n",
+            "What is '### Input:' for?",
+        ),
+        ("Below is a task.\n\n### Instruction:\nSort.\n\n### Response:", "Sort."),
+        ("  ### Instruction: Sort.\n  ### Input: 2, 1\n", "Sort.\n\n2, 1"),
+        ("### Instruction: Sort. ### Response:", "Sort."),
+        ("### Instruction:\n### Input:\n2, 1", "2, 1"),
+    ],
+)
+def test_a_heading_begins_a_line(prompt, question):
+    assert encoding.parse_prompt(prompt)[0]["content"] == (question or prompt)
 
 
 # --------------------------------------------------------------------------------- packing

@@ -82,12 +82,41 @@ def test_a_config_may_come_in_any_form(tmp_path):
      ({"model_type": None}, "model_type"), ({"model_type": "bert"}, "bert"),
      ({"num_attention_heads": 7}, "num_attention_heads"), ({"num_experts": 8}, "experts"),
      ({"model_type": "mamba"}, "state-space"), ({"vision_config": {"a": 1}}, "images"),
-     ({"model_type": "mistral", "num_key_value_heads": None}, "num_key_value_heads")],
+     ({"model_type": "mistral", "num_key_value_heads": None}, "num_key_value_heads"),
+     ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"quantized already \(gptq\)"),
+     ({"quantization_config": {"quant_method": "fp8"}}, r"quantized already \(fp8\)"),
+     ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "already"),
+     ({"quantization_config": "unheard of"}, "by a method that is not named"),
+     ({"attention_dropout": "x"}, "attention_dropout of .* is 'x' and must be a number"),
+     ({"attn_pdrop": "a"}, "attn_pdrop of .* is 'a' and must be a number from 0 to 1"),
+     ({"model_type": "mistral", "sliding_window": "w"}, "sliding_window of .* is 'w'")],
 )  # fmt: skip
 def test_what_is_missing_or_unknown_is_named(change, word):
     fields = {**KNOWN["llama-2-7b"], "head_dim": None, **change}
     with pytest.raises(CourseError, match=word):
         shape_of(fields)
+
+
+@pytest.mark.parametrize(("rate", "read"), [(None, 0.1), (0, 0.0), (0.25, 0.25)])
+def test_dropout_of_a_config_is_read(rate, read):
+    assert shape_of({**KNOWN["gpt2"], "attn_pdrop": rate}).dropout == (0.1, read, 0.1)
+    with pytest.raises(CourseError, match="attn_pdrop of .* is 'a'"):
+        shape_of({**KNOWN["gpt2"], "attn_pdrop": "a"})
+
+
+def test_a_base_in_4_bits_has_the_shape_that_it_was_made_from():
+    quantized = transformers.BitsAndBytesConfig(load_in_4bit=True)
+    config = transformers.LlamaConfig(**MEDIUM)
+    plain = shape_of(config)
+    for form in (quantized, quantized.to_dict(), None):  # as a loaded model holds it, and a file
+        config.quantization_config = form
+        assert shape_of(config) == plain
+
+
+@pytest.mark.parametrize("word", ["all-linear", "attention"])
+def test_a_list_of_one_word_trains_the_same_layers(word):
+    one, listed = (estimate("smollm2", Recipe(targets=t), length=64) for t in (word, [word]))
+    assert one.trained == listed.trained > 0
 
 
 # ---------------------------------------------------------------- against the real step, dry

@@ -34,6 +34,11 @@ from course_utils.recipes import Recipe
         ({"packing": "maybe"}, "packing is 'maybe' and must be true or false"),
         ({"targets": 5}, "targets is 5"),
         ({"targets": (1, 2)}, r"targets is \(1, 2\)"),
+        ({"targets": ["q_proj", "all-linear"]}, "'all-linear' beside other names"),
+        ({"targets": ("attention", "q_proj")}, "'attention' beside other names"),
+        ({"max_grad_norm": "high"}, "is 'high' and must be a number above 0"),
+        ({"max_grad_norm": -1}, "is -1 and must be above 0"),
+        ({"dropout": "some"}, "is 'some' and must be a number of at least 0"),
         ({"model": None}, "model is None"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 0.5}, "seed is 0.5"),
@@ -76,8 +81,18 @@ def test_a_model_may_be_a_path(tmp_path):
 
 def test_yaml_reads_numbers_as_people_write_them(tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text("\ufefflearning_rate: 1e-3\r\nrank: 4\r\n", encoding="utf-8")
-    assert recipes.load(path).learning_rate == 1e-3
+    text = "\ufefflearning_rate: 1e-3\r\nrank: 4\r\nmax_grad_norm: 5e-1\r\n"
+    path.write_text(text, encoding="utf-8")
+    recipe = recipes.load(path)
+    assert (recipe.learning_rate, recipe.max_grad_norm) == (1e-3, 0.5)
+
+
+@pytest.mark.parametrize("word", ["all-linear", "attention"])
+def test_a_list_of_one_word_is_the_word(tmp_path, word):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"targets: [{word}]\n", encoding="utf-8")
+    assert recipes.load(path) == Recipe(targets=(word,)) == Recipe(targets=word)
+    assert Recipe(targets=["q_proj"]).targets == ("q_proj",)
 
 
 @pytest.mark.parametrize(

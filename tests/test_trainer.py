@@ -6,6 +6,7 @@ import json
 import math
 import signal
 
+import pandas
 import pytest
 import torch
 from datasets import Dataset
@@ -129,7 +130,21 @@ def test_rows_of_a_file_are_cleaned_and_counted(here, capsys):
         ModelTrainer().prepare_dataset("nowhere.json")
 
 
-@pytest.mark.parametrize("form", [list, Dataset.from_list, lambda rows: (r for r in rows)])
+def test_a_file_of_which_cleaning_leaves_nothing_is_named(here):
+    (here / "echo.json").write_text(json.dumps([{"question": "a", "answer": "A"}]))
+    with pytest.raises(CourseError, match="echo.json: cleaning left none of 1 rows"):
+        ModelTrainer().prepare_dataset("echo.json")
+
+
+@pytest.mark.parametrize("wrong", [{"train": ROWS}, "rows.json"])
+def test_what_is_no_list_of_rows_is_said_to_be_none(small_model, wrong):
+    with pytest.raises(CourseError, match=f"is one {type(wrong).__name__}.*pass a list of rows"):
+        ModelTrainer(str(small_model)).format_dataset(wrong)
+
+
+@pytest.mark.parametrize(
+    "form", [list, Dataset.from_list, pandas.DataFrame, lambda rows: (r for r in rows)]
+)
 def test_rows_of_any_form_are_encoded_alike(small_model, form):
     made = ModelTrainer(str(small_model))
     encoded = made.format_dataset(form(ROWS))

@@ -7,6 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..errors import CourseError
 from .conversation import Conversation, Message, normalize
@@ -43,6 +44,19 @@ class CleaningReport:
     changed: dict[str, int] = field(default_factory=dict)
     noted: dict[str, int] = field(default_factory=dict)
     removed_conversations: tuple[Conversation, ...] = field(default=(), repr=False)
+
+    def require_rows(self, source: object) -> None:
+        """Make sure that rows are left to train on; `source` is what the error calls them.
+
+        Raises:
+            CourseError: if not, with what was removed.
+        """
+        if not self.kept:
+            why = "; ".join(f"{reason}: {count:,}" for reason, count in self.removed.items())
+            raise CourseError(
+                f"{source}: cleaning left none of {self.total:,} rows to train on "
+                f"({why}); put these rows right, or add others."
+            )
 
     def to_dict(self) -> dict[str, object]:
         """The counts as plain JSON values (without the removed conversations)."""
@@ -81,10 +95,11 @@ def clean(
     removed, changed = Counter[str](), Counter[str]()
     kept: list[Conversation] = []
     dropped: list[Conversation] = []
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple[Any, ...]] = set()
     for original in given:
         tidy, changes = _tidied(original)
-        identity = (tidy.key, tidy.answer)
+        weights = tuple(message.get("weight") for message in tidy.messages)
+        identity = (tidy.key, tidy.answer, weights)
         reason = _reason_to_remove(tidy) or (DUPLICATE if identity in seen else "")
         if reason:
             removed[reason] += 1
@@ -157,7 +172,7 @@ def _answered(conversation: Conversation) -> Iterable[Conversation]:
 def _tidied(conversation: Conversation) -> tuple[Conversation, list[str]]:
     """The conversation without stray white space and unanswered end, and what was changed."""
     messages: tuple[Message, ...] = tuple(
-        {"role": m["role"], "content": _tidied_text(m["content"])} for m in conversation.messages
+        {**m, "content": _tidied_text(m["content"])} for m in conversation.messages
     )
     changes = []
     if any(

@@ -9,8 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-Message = dict[str, str]
-"""``{"role": "system" | "user" | "assistant" | "text", "content": ...}``; see `Conversation`."""
+Message = dict[str, Any]
+"""``{"role": "system" | "user" | "assistant" | "text", "content": ...}``; see `Conversation`.
+
+An assistant message that is read but not trained on has ``"weight": 0`` too."""
 
 ROLES = ("system", "user", "assistant", "text")
 

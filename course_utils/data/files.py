@@ -148,9 +148,10 @@ def _not_decodable(data: bytes, used: str, error: UnicodeError) -> str:
         line = data[begin:].split(b"\n", 1)[0].decode("gb18030")
         return (
             f"{reason}; as GB18030 that line reads '{show(line)}': if that is right, "
-            "save the file as UTF-8 or pass encoding='gb18030'"
+            "save the file as UTF-8 or pass encoding='gb18030' "
+            "(--encoding gb18030 on the command line)"
         )
-    return f"{reason}; save it as UTF-8, or pass its encoding"
+    return f"{reason}; save it as UTF-8, or pass its encoding (--encoding on the command line)"
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

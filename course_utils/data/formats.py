@@ -238,6 +238,8 @@ def _from_turns(row: Row, form: str, notes: list[str]) -> list[Message]:
     messages = [
         _turn(turn, f"{column}[{place}]", form) for place, turn in enumerate(turns, start=1)
     ]
+    if any("weight" in message for message in messages):
+        notes.append("answers with the weight 0 are read and not trained on")
     return _with_system(row, _checked(messages, column, notes))
 
 
@@ -257,7 +259,18 @@ def _turn(turn: object, field: str, form: str) -> Message:
         raise RowError(field, "calls a tool; only text turns can be trained on here")
     if content_key not in turn:
         raise RowError(f"{field}.{content_key}", "is missing")
-    return _message(role, text_of(turn[content_key], f"{field}.{content_key}"))
+    message = _message(role, text_of(turn[content_key], f"{field}.{content_key}"))
+    return message | (_weight(turn, field) if role == "assistant" else {})
+
+
+def _weight(turn: Mapping[str, Any], field: str) -> dict[str, int]:
+    """{"weight": 0} for an answer that is not to be trained on (as OpenAI's files mark it)."""
+    weight = turn.get("weight")
+    if is_missing(weight) or weight == 1:
+        return {}
+    if weight != 0:
+        raise RowError(f"{field}.weight", f"is {weight!r:.40}; it must be the number 0 or 1")
+    return {"weight": 0}
 
 
 def _role(turn: Mapping[str, Any], key: str, field: str) -> str:
@@ -352,6 +365,8 @@ def _checked(messages: list[Message], column: str, notes: list[str]) -> list[Mes
         expected = "assistant" if role == "user" else "user"
     if not any(message["role"] == "assistant" for message in messages):
         raise RowError(column, "has no assistant turn; there is no answer to learn")
+    if not any(message["role"] == "assistant" and "weight" not in message for message in messages):
+        raise RowError(column, "has no answer to learn: all have the weight 0; drop the row")
     if messages[-1]["role"] == "user":
         notes.append("the last turn is a question without an answer: nothing is learnt from it")
     if messages[0]["role"] == "system" and not messages[0]["content"].strip():

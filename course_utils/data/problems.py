@@ -138,7 +138,9 @@ def show(row: object) -> str:
 
 def _message(problems: Sequence[Problem], total: int) -> str:
     """The text of a DataError."""
-    hint = "on_error='skip' leaves bad rows out" if total > len(problems) else ""
+    hint = ""
+    if total > len(problems):
+        hint = "on_error='skip' (train --skip-bad on the command line) leaves bad rows out"
     if len(problems) == 1:
         return f"{problems[0]}{f' ({hint})' if hint else ''}"
     count = f"{len(problems):,} problems" + (f" in {total:,} rows" if total else "")

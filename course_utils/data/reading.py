@@ -254,7 +254,7 @@ def _unknown(rows: list[tuple[int, Row]]) -> str:
     """Why no row is in a known form."""
     row = rows[0][1]
     seen = ", ".join(str(name) for name in list(row)[:10]) or "none"
-    hint = "rename them, for example columns={'<yours>': 'instruction', ...}"
+    hint = "rename them, in the file or with columns={'<yours>': 'instruction', ...} in Python"
     if {"chosen", "rejected"} <= row.keys():
         hint = "chosen and rejected are preference data, for another kind of training"
     elif {"role", "content"} <= row.keys() or {"from", "value"} <= row.keys():

@@ -218,7 +218,7 @@ def _from_fields(fields: dict[str, Any], name: str) -> Shape:
 
 
 def _refuse(fields: dict[str, Any], family: str, name: str) -> None:
-    """Raise CourseError for architectures that are not known."""
+    """Raise CourseError for architectures that are not known, and for quantized weights."""
     kind = ""
     if any(fields.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
         kind = "moe"
@@ -233,6 +233,23 @@ def _refuse(fields: dict[str, Any], family: str, name: str) -> None:
             f"The architecture {family!r} (model_type of {name}) is not known to the estimate: "
             f"known are {', '.join(FAMILIES)}."
         )
+    method = _foreign_quantization(fields.get("quantization_config"))
+    if method:
+        raise CourseError(
+            f"The weights of {name} are quantized already ({method}), and this estimate does not "
+            "know how many bytes they take: name the model that they were made from."
+        )
+
+
+def _foreign_quantization(config: Any) -> str:
+    """How the weights are quantized, where it is not bitsandbytes' 4 bits (QLoRA's); else ""."""
+    if hasattr(config, "to_dict"):  # of a loaded model
+        config = config.to_dict()
+    fields = config if isinstance(config, Mapping) else {}
+    if not config or fields.get("load_in_4bit"):
+        return ""
+    method = fields.get("quant_method") or "by a method that is not named"
+    return str(getattr(method, "value", method))
 
 
 def _whole(fields: dict[str, Any], field: str, name: str, default: int | None = None) -> int:
@@ -248,6 +265,21 @@ def _whole(fields: dict[str, Any], field: str, name: str, default: int | None = 
     return value
 
 
+def _share(fields: dict[str, Any], field: str, name: str, default: float = 0.0) -> float:
+    """The field as a share, 0 to 1; `default` where it is not there."""
+    value = fields.get(field)
+    value = default if value is None else value
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise CourseError(f"{field} of {name} is {value!r} and must be a number from 0 to 1.")
+    return float(value)
+
+
+def _dropout(fields: dict[str, Any], name: str, default: float) -> tuple[float, float, float]:
+    """Dropout of (embedding, attention, residual) under GPT-2's names."""
+    places = ("embd", "attn", "resid")
+    return tuple(_share(fields, f"{place}_pdrop", name, default) for place in places)
+
+
 def _llama_like(fields: dict[str, Any], family: str, name: str) -> Shape:
     for field in NEEDED.get(family, ()):
         _whole(fields, field, name)
@@ -261,7 +293,7 @@ def _llama_like(fields: dict[str, Any], family: str, name: str) -> Shape:
     gelu = "gelu" in str(fields.get("hidden_activation") or fields.get("hidden_act") or "silu")
     windowed = fields.get("use_sliding_window", True) and fields.get("sliding_window")
     tied = fields.get("tie_word_embeddings")
-    dropout = [float(fields.get(f"{place}_pdrop") or 0.0) for place in ("embd", "attn", "resid")]
+    dropout = _dropout(fields, name, 0.0)
     return Shape(
         name=name, family=family, width=width, heads=heads, kv_heads=kv_heads,
         vocabulary=_whole(fields, "vocab_size", name),
@@ -274,8 +306,8 @@ def _llama_like(fields: dict[str, Any], family: str, name: str) -> Shape:
         joined=family == "phi3", head_norms=family == "qwen3",
         activation="gelu" if gelu else "silu",
         longest=_whole(fields, "max_position_embeddings", name, 10**9) % 10**9,
-        window=int(windowed or 0) if family != "llama" else 0,
-        dropout=(dropout[0], float(fields.get("attention_dropout") or dropout[1]), dropout[2]),
+        window=_whole(fields, "sliding_window", name) if windowed and family != "llama" else 0,
+        dropout=(dropout[0], _share(fields, "attention_dropout", name) or dropout[1], dropout[2]),
     )  # fmt: skip
 
 
@@ -284,7 +316,6 @@ def _gpt2(fields: dict[str, Any], name: str) -> Shape:
     _divides(width, heads, "n_embd", "n_head", name)
     if fields.get("add_cross_attention"):
         raise CourseError(f"{name} has cross-attention (add_cross_attention), which is not known.")
-    rates = [fields.get(f"{place}_pdrop") for place in ("embd", "attn", "resid")]
     tied = fields.get("tie_word_embeddings")
     return Shape(
         name=name, family="gpt2", width=width, heads=heads, kv_heads=heads,
@@ -296,7 +327,7 @@ def _gpt2(fields: dict[str, Any], name: str) -> Shape:
         activation=str(fields.get("activation_function") or "gelu_new"),
         positions=_whole(fields, "n_positions", name),
         longest=_whole(fields, "n_positions", name),
-        dropout=tuple(0.1 if rate is None else float(rate) for rate in rates),
+        dropout=_dropout(fields, name, 0.1),
     )  # fmt: skip
 
 
