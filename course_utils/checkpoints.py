@@ -78,6 +78,7 @@ def _began(checkpoint: Path) -> str:
 
 def _figures(checkpoint: Path) -> dict[str, Any]:
     try:
-        return json.loads((checkpoint / SO_FAR).read_text(encoding="utf-8"))
+        kept = json.loads((checkpoint / SO_FAR).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # of an older version, or not written to its end
         return {}
+    return kept if isinstance(kept, dict) and kept.keys() >= set(FIGURES) else {}

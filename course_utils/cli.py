@@ -50,15 +50,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and error.filename:
             said = f"{error.filename}: {error.strerror}. Check the path, and your rights there."
         if options.json:
-            print(json.dumps({"error": said}, ensure_ascii=False))
+            _print_result(json.dumps({"error": said}, ensure_ascii=False))
         print(f"error: {said}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
     if os.environ.get("RANK", "0") == "0":  # of several processes that train together, one
-        print(json.dumps(result, ensure_ascii=False) if options.json else text)
+        _print_result(json.dumps(result, ensure_ascii=False) if options.json else text)
     return 0 if result.get("ok", result.get("fits", True)) else 1
+
+
+def _print_result(text: str) -> None:
+    """Print; a reader that has gone meanwhile, such as `head`, has all that it wanted."""
+    try:
+        print(text, flush=True)  # at the end of Python nothing would catch the error
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still held
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -283,7 +291,7 @@ def _generate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from . import models
     from .trainer import ModelTrainer
 
-    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    prompt = _prompt(options.prompt)
     if (Path(options.model) / "recipe.yaml").is_file():
         trainer = ModelTrainer.load(options.model)
     else:
@@ -294,6 +302,18 @@ def _generate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         prompt, options.max_tokens, temperature=options.temperature, seed=options.seed
     )
     return {"prompt": prompt, "answer": answer, "model": options.model}, answer
+
+
+def _prompt(given: str) -> str:
+    """The question; for "-" what standard input holds."""
+    try:
+        prompt = sys.stdin.read() if given == "-" else given
+        prompt.encode("utf-8")  # bytes of an argument that are no text came as surrogates
+    except UnicodeError as error:
+        raise CourseError(
+            "The question is no UTF-8 text: save it as UTF-8, or type it anew."
+        ) from error
+    return prompt
 
 
 def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], str]:

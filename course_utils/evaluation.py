@@ -63,13 +63,15 @@ def replies(
 
     A prompt is a question or a conversation that ends where the answer should begin.
     temperature: None picks the likeliest token each time (repeatable), else samples.
-    max_new_tokens: per answer; the prompt does not count.
+    max_new_tokens: per answer; the prompt does not count.  Raises CourseError for numbers that
+    nothing can be generated with.
     """
     if max_new_tokens < 1 or batch_size < 1 or (temperature or 0) < 0:
         raise CourseError(
             "max_new_tokens and batch_size must be at least 1 and temperature not below 0 (now "
             f"{max_new_tokens}, {batch_size} and {temperature})."
         )
+    _check_sampling(temperature, seed)
     if seed is not None:
         torch.manual_seed(seed)
     texts = [_asked(prompt, tokenizer) for prompt in prompts]
@@ -91,6 +93,17 @@ def replies(
     finally:
         model.train(was_training)
     return answers
+
+
+def _check_sampling(temperature: float | None, seed: int | None) -> None:
+    """Whether logits can be divided by this temperature, and torch takes this seed."""
+    if temperature and not 1e-6 <= temperature <= 1e6:  # also NaN
+        raise CourseError(
+            f"temperature is {temperature} and must be 0, for the likeliest answer, or between "
+            "0.000001 and 1000000: about 0.7 gives varied answers."
+        )
+    if seed is not None and abs(seed) >= 2**63:
+        raise CourseError("The seed has too many digits: take a number of 18 at most, such as 0.")
 
 
 def _check_room(model: nn.Module, prompt: int, new: int) -> None:

@@ -27,8 +27,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from . import compat, models
+from . import compat, damage, models
 from .errors import CourseError
+from .stopping import BEST
 
 ARCHITECTURE = gguf.MODEL_ARCH.LLAMA
 ELSEWHERE = "convert it with llama.cpp's convert_hf_to_gguf.py, which knows it"
@@ -45,7 +46,7 @@ def to_gguf(folder: str | Path, path: str | Path, kind: str = "f16") -> Path:
 
     kind: "f32", "f16", or "q8_0" (8 bits a weight and a 16-bit scale for each 32).  Norms stay in
     32 bits.  One tensor is held in memory at a time.  Raises CourseError for another architecture
-    or tokenizer, a file that is there already, and a folder without a whole model.
+    or tokenizer, a file that is there already, and a folder without a whole, undamaged model.
     """
     folder, path = Path(folder), Path(path)
     if kind not in KINDS:
@@ -95,9 +96,14 @@ def _without_readers_bar() -> Iterator[None]:
 def _config(folder: Path) -> PretrainedConfig:
     if (folder / "adapter_config.json").is_file():
         raise CourseError(f"{folder} holds an adapter, not a whole model: merge it first.")
-    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
+    if not (folder / "config.json").is_file() or not _weight_files(folder):
         raise CourseError(f"{folder} holds no model: it needs config.json and *.safetensors.")
-    return AutoConfig.from_pretrained(folder)
+    return models._from_source(AutoConfig, folder)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The model's own: an early stopping that was killed leaves its best weights beside them."""
+    return sorted(file for file in folder.glob("*.safetensors") if file.name != BEST)
 
 
 def _check(config: PretrainedConfig, kind: str) -> None:
@@ -234,8 +240,8 @@ def _stored_as(shape: Sequence[int], kind: str) -> tuple[gguf.GGMLQuantizationTy
 def _places(folder: Path, config: PretrainedConfig) -> Iterator[tuple[str, list[int], Path, str]]:
     """(name in GGUF, shape, file, name in the file) of every weight that is to be written."""
     names = gguf.get_tensor_name_map(ARCHITECTURE, config.num_hidden_layers)
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
+    for file in _weight_files(folder):
+        with _open(file) as tensors:
             for source in tensors.keys():  # noqa: SIM118 (it is no dict)
                 name = names.get_name(source, try_suffixes=(".weight",))
                 if name is None:
@@ -245,9 +251,18 @@ def _places(folder: Path, config: PretrainedConfig) -> Iterator[tuple[str, list[
                 yield name, tensors.get_slice(source).get_shape(), file, source
 
 
+@contextlib.contextmanager
+def _open(file: Path) -> Iterator[Any]:
+    with (
+        damage.named(file, "it is damaged; copy the model's folder again, or save it anew"),
+        safe_open(file, "pt") as tensors,
+    ):
+        yield tensors
+
+
 def _read(file: Path, name: str) -> np.ndarray:
     """One weight in 32 bits; numpy has no bf16."""
-    with safe_open(file, "pt") as tensors:
+    with _open(file) as tensors:
         return tensors.get_tensor(name).float().numpy()
 
 

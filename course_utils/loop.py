@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
-from . import compat, fast, fp8
+from . import compat, damage, fast, fp8
 from .ahead import CountedBatches, LateLog, without_walks
 from .checkpoints import go_on_from, note_figures, remove_older
 from .encoding import batches, sample
@@ -253,11 +253,32 @@ class AnswerTrainer(Trainer):
             collate_fn=self.data_collator, pin_memory=self.args.dataloader_pin_memory,
         )  # fmt: skip
 
+    def reading(self) -> contextlib.AbstractContextManager[None]:
+        """Around what reads the checkpoint: names it where it is damaged, or another model's."""
+        return damage.named(
+            f"The checkpoint {self.resumed}",
+            "it is damaged or belongs to another model; go on from an earlier checkpoint, or "
+            "start anew without resume",
+        )
+
+    def _load_from_checkpoint(self, *args, **kwargs):
+        with self.reading():
+            super()._load_from_checkpoint(*args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        with self.reading():
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint):
+        with self.reading():
+            super()._load_scaler(checkpoint)
+
     def _load_rng_state(self, checkpoint):
         """The Trainer's own; where another number of processes saved, the main one's state."""
         if checkpoint is not None:
             compat.rng_state_for(checkpoint, self.processes.count, self.processes.index)
-        super()._load_rng_state(checkpoint)
+        with self.reading():
+            super()._load_rng_state(checkpoint)
 
     def _clip_grad_norm(self, model):
         """The norm of all gradients, clipped; the Trainer's own, without a walk for them."""
@@ -388,11 +409,12 @@ class _Watch(TrainerCallback):
         self.report.losses = [_curve_point(e) for e in state.log_history if "loss" in e]
         self.report.steps = self.began_at = self.trainer.late.noted = state.global_step
         if self.trainer.resumed:
-            main = self.trainer.processes.main
-            go_on_from(self.report, Path(self.trainer.resumed), state.global_step, main)
+            main, checkpoint = self.trainer.processes.main, Path(self.trainer.resumed)
+            with self.trainer.reading():
+                go_on_from(self.report, checkpoint, state.global_step, main)
+                if self.trainer.best:
+                    self.trainer.best.read_from(checkpoint)
             self._note_step()
-        if self.trainer.best and self.trainer.resumed:
-            self.trainer.best.read_from(Path(self.trainer.resumed))
         self._validate(state, control)
         self._since = time.perf_counter()
 
@@ -404,7 +426,8 @@ class _Watch(TrainerCallback):
             if state.epoch == int(state.epoch):  # a new epoch
                 self.trainer._load_rng_state(resumed)
             elif kept.is_file():
-                torch.random.set_rng_state(torch.load(kept, weights_only=True))
+                with self.trainer.reading():
+                    torch.random.set_rng_state(torch.load(kept, weights_only=True))
         self._epoch_state = torch.random.get_rng_state()
 
     def _note_step(self) -> None:

@@ -179,7 +179,10 @@ def _kept_by_hub(name: str) -> Path:
 
 
 def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
+    """Also owner/name where a folder `owner` is here: runs/recpie is a slip, no name of the Hub."""
+    if name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1:
+        return True
+    return "/" in name and Path(name).parent.is_dir()
 
 
 def _why_not(name: str | Path, is_folder: bool, error: Exception) -> str:

@@ -165,6 +165,10 @@ class Recipe:
 
 def _problems(recipe: Recipe):
     """Sentences, one for each field that cannot work."""
+    too_large = [n for n, v in vars(recipe).items() if isinstance(v, int) and abs(v) >= 2**63]
+    if too_large:  # no tensor holds it, maybe no float, and the sentences below would print it
+        yield f"{', '.join(too_large)} must lie between -2**63 and 2**63"
+        return
     for name, allowed in (
         ("method", METHODS),
         ("precision", PRECISIONS),
@@ -234,8 +238,9 @@ def _wrong_kinds(recipe: Recipe):
         yield f"targets is {recipe.targets!r} and must be a name or a list of names"
     elif len(names) > 1 and (groups := [name for name in names if name in GROUPS]):
         yield f"targets has {groups[0]!r} beside other names: write it alone, or names alone"
-    if not isinstance(recipe.seed, int) or isinstance(recipe.seed, bool) or recipe.seed < 0:
-        yield f"seed is {recipe.seed!r} and must be a whole number of at least 0"
+    seed, whole = recipe.seed, isinstance(recipe.seed, int) and not isinstance(recipe.seed, bool)
+    if not (whole and 0 <= seed < 2**32):  # NumPy takes no larger one
+        yield f"seed is {seed!r} and must be a whole number from 0 to 4294967295"
 
 
 def _whole(recipe: Recipe, name: str):
@@ -270,7 +275,8 @@ def read_fields(path: str | Path) -> dict[str, Any]:
         fields = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise CourseError(f"The recipe {path} cannot be read ({error.strerror}).") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        # besides YAML's own: a date such as 2024-02-30, and what is too large or nested too deep
         where = " ".join(str(error).split())
         raise CourseError(f"The recipe {path} is not valid YAML: {where}") from error
     if not isinstance(fields, dict):

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import compat, encoding, evaluation, hub, models, training
+from .damage import with_adapter
 from .data import Conversation
 from .errors import CourseError
 from .evaluation import Score
@@ -52,7 +53,8 @@ def merge(source: PeftModel | str | Path) -> PreTrainedModel:
     source: a run's folder, or a model with an adapter, which is used up.  The base is loaded in the
     precision that the run computed in, as its report says; for QLoRA it is the *dequantized* base,
     which the adapter was trained beside.  The sum is made in 32 bits, where an update is not
-    rounded away: convert once, when saving.  Raises CourseError where there is no adapter.
+    rounded away: convert once, when saving.  Raises CourseError where there is no adapter, or none
+    that can be read.
     """
     if isinstance(source, PeftModel):
         if getattr(source.get_base_model(), "is_loaded_in_4bit", False):
@@ -68,13 +70,17 @@ def merge(source: PeftModel | str | Path) -> PreTrainedModel:
         dtype = torch.float32  # the CPU has no such products; nothing is rounded by it
     base = models.load(recipe.model, dtype=dtype, quantize=four)
     base = (models.dequantized(base) if four else base).float()
-    return PeftModel.from_pretrained(base, folder).float().merge_and_unload().eval()
+    return with_adapter(base, folder).float().merge_and_unload().eval()
+
+
+def _folder(source: str | Path) -> Path:
+    if not Path(source).is_dir():
+        raise CourseError(f"There is no folder {source}: give the folder of a finished run.")
+    return Path(source)
 
 
 def _adapter_folder(source: str | Path) -> Path:
-    folder = Path(source)
-    if not folder.is_dir():
-        raise CourseError(f"There is no folder {source}: give the folder of a finished run.")
+    folder = _folder(source)
     if not (folder / "adapter_config.json").is_file():
         raise CourseError(
             f"{source} holds no adapter (adapter_config.json is missing), so there is nothing to "
@@ -84,9 +90,18 @@ def _adapter_folder(source: str | Path) -> Path:
 
 
 def whole(folder: str | Path) -> PreTrainedModel:
-    """The model of a run in 32 bits, whether it was trained in full or as an adapter."""
-    if (Path(folder) / "adapter_config.json").is_file():
+    """The model of a run in 32 bits, whether it was trained in full or as an adapter.
+
+    Raises CourseError for what is no run: a base model would pass for a tuned one.
+    """
+    folder = _folder(folder)
+    if (folder / "adapter_config.json").is_file():
         return merge(folder)
+    if not (folder / "recipe.yaml").is_file():
+        raise CourseError(
+            f"{folder} holds no run of this course (neither adapter_config.json nor recipe.yaml): "
+            "give the folder of a finished run."
+        )
     return models.load(folder)
 
 

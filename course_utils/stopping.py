@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -64,6 +65,8 @@ class BestLook:
         for name, value in json.loads((checkpoint / LOOKS).read_text(encoding="utf-8")).items():
             setattr(self, name, value)
         if self.writes:
+            with safe_open(checkpoint / BEST, "pt"):
+                pass  # where it is damaged, better now than when the run has ended
             self.folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(checkpoint / BEST, self.folder / BEST)
 

@@ -23,6 +23,7 @@ from transformers import (
 
 from . import compat, models, recipes
 from .checkpoints import check_rows, checkpoints
+from .damage import with_adapter
 from .data import Conversation
 from .encoding import Encoded, encode, packed
 from .errors import CourseError
@@ -205,8 +206,8 @@ def _check_resumable(folder: Path, recipe: Recipe) -> None:
             "runs/NAME/checkpoint-100, which save_every or an interrupted run leaves."
         )
     try:
-        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-    except ValueError as error:
+        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+    except (ValueError, KeyError, TypeError) as error:
         raise CourseError(
             f"{folder} was not written to its end: go on from an earlier checkpoint, or start anew."
         ) from error
@@ -429,7 +430,10 @@ def computed_in(folder: str | Path) -> torch.dtype | None:
 
 
 def load(folder: str | Path) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, Recipe]:
-    """(model, tokenizer, recipe) that `save` wrote; an adapter comes on its base model."""
+    """(model, tokenizer, recipe) that `save` wrote; an adapter comes on its base model.
+
+    Raises CourseError for a folder that no run saved, or whose files are missing or damaged.
+    """
     folder = Path(folder)
     if not (folder / "recipe.yaml").is_file():
         raise CourseError(f"{folder} holds no run saved by this course: recipe.yaml is missing.")
@@ -441,4 +445,4 @@ def load(folder: str | Path) -> tuple[PreTrainedModel | PeftModel, PreTrainedTok
     if not (folder / "adapter_config.json").is_file():
         return models.load(folder), tokenizer, recipe
     base = _load_base(recipe, precision, place)
-    return PeftModel.from_pretrained(base, folder).eval(), tokenizer, recipe
+    return with_adapter(base, folder).eval(), tokenizer, recipe

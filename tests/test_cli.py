@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -243,6 +244,54 @@ def test_check_data_names_bad_rows(tmp_path, call):
     assert code == 1 and "1 of 3 rows are good" in out and "row 3: is a number" in out
     code, out, err = call("check-data", tmp_path / "nowhere.json", "--json")
     assert code == 1 and json.loads(out)["ok"] is False and "nowhere.json" in out
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names of files are text there")
+@pytest.mark.parametrize("json_flag", [[], ["--json"]])
+def test_names_that_are_no_text_are_printed(tmp_path, json_flag):
+    column, file = "x\ud800", tmp_path / "rows\udcff.jsonl"  # the second: a byte 255
+    file.write_text(json.dumps(ROWS[0] | {column: "?"}) + "\n", encoding="utf-8")
+    done = run("check-data", file, *json_flag)
+    assert done.returncode == 0, done.stderr
+    assert r"x\ud800" in done.stdout and r"rows\udcff.jsonl" in done.stdout
+    if json_flag:
+        assert json.loads(done.stdout)["file"] == str(file)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a closed pipe is another error there")
+@pytest.mark.parametrize(("arguments", "code"), [(["claims"], 0), (["train", "x", "--json"], 1)])
+def test_a_reader_that_has_gone_ends_it_quietly(arguments, code):
+    gone, out = os.pipe()
+    os.close(gone)
+    done = subprocess.run(
+        [sys.executable, "-m", "course_utils", *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=out, stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )  # fmt: skip
+    os.close(out)
+    assert done.returncode == code and "Broken" not in done.stderr and "Trace" not in done.stderr
+
+
+@pytest.mark.parametrize("prompt", ["-", "caf\udce9"])  # the second: a byte 233
+def test_a_question_that_is_no_text_is_a_sentence(call, monkeypatch, prompt):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8"))
+    code, out, err = call("generate", prompt)
+    assert code == 1 and out == "" and "The question is no UTF-8 text" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--temperature", "nan"], "temperature is nan and must be 0"),
+        (["--temperature", "inf"], "temperature is inf and must be 0"),
+        (["--temperature", "1e-40"], "temperature is 1e-40 and must be 0"),
+        (["--temperature", "-1"], "temperature not below 0"),
+        (["--temperature", "0.7", "--seed", "9" * 23], "The seed has too many digits"),
+    ],
+)
+def test_generate_says_what_cannot_be_sampled(small_model, call, flags, said):
+    code, out, err = call("generate", "Hi", "--model", small_model, "--max-tokens", 2, *flags)
+    assert code == 1 and out == "" and said in err
 
 
 def test_generate_from_a_tuned_folder(job):

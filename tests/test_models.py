@@ -172,6 +172,17 @@ def test_other_things_that_cannot_be_loaded(tmp_path):
             models.load(tiny_models.config("llama"), on="cuda")
 
 
+def test_a_slip_in_a_path_is_no_name_of_the_hub(no_hub, tmp_path, monkeypatch):
+    """A name owner/model is a path where a folder `owner` is here."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CourseError, match="runs/recpie could not be had from the Hub"):
+        models.load("runs/recpie")
+    (tmp_path / "runs").mkdir()
+    for load in (models.load, models.load_tokenizer, models.load_or_embedded):
+        with pytest.raises(CourseError, match="There is no model folder runs/recpie: check"):
+            load("runs/recpie")
+
+
 def test_without_the_hub_a_name_is_one_sentence_and_soon(no_hub, capfd):
     start = time.monotonic()
     with pytest.raises(CourseError, match="gpt2 could not be had from the Hub .*smollm2"):

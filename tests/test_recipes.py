@@ -42,6 +42,10 @@ from course_utils.recipes import Recipe
         ({"model": None}, "model is None"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 0.5}, "seed is 0.5"),
+        ({"seed": 20240101123456}, "from 0 to 4294967295"),
+        ({"seed": True}, "seed is True"),
+        ({"alpha": 10**400}, r"alpha must lie between -2\*\*63 and 2\*\*63"),
+        ({"max_steps": 10**400, "warmup": -(10**400)}, "warmup, max_steps must lie"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(fields, said):
@@ -103,7 +107,13 @@ def test_a_list_of_one_word_is_the_word(tmp_path, word):
         ("rank: [", "not valid YAML"),
         ("rank: sixteen", "rank is 'sixteen'"),
         ("", "field: value"),
+        ("output: 2024-02-30", "not valid YAML: day is out of range"),
+        ("seed: 2024-99-99", "not valid YAML: month must be in 1..12"),
+        ("rank: " + "9" * 400, "rank must lie between"),
+        ("rank: " + "9" * 5000, "not valid YAML|rank must lie between"),  # from 3.10.7, or before
+        ("targets: " + "[" * 5000 + "]" * 5000, "not valid YAML"),
     ],
+    ids=lambda value: value[:30],
 )
 def test_bad_files_are_explained(tmp_path, text, said):
     path = tmp_path / "recipe.yaml"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,8 @@ def test_a_wholly_tuned_run_has_nothing_to_merge(tmp_path, small_model, tokenize
     "call, said",
     [
         (lambda run, full: ship.merge("nowhere"), "There is no folder nowhere"),
+        (lambda run, full: ship.save_merged("smollm2", "x"), "There is no folder smollm2"),
+        (lambda run, full: ship.save_merged(full, "x"), "tickets holds no run of this course"),
         (lambda run, full: ship.save_merged(run, full), "is there already"),
         (lambda run, full: ship.save_merged(run, "x", "fp8"), "must be one of bf16, fp16, fp32"),
         (lambda run, full: ship.to_gguf(run, "x.gguf"), "an adapter, not a whole model: merge it"),
@@ -127,7 +130,68 @@ def test_what_cannot_be_done_is_said_in_a_sentence(run, merged, call, said):
         call(run[1], merged)
 
 
+def cut(file: Path) -> None:
+    """As where the disk was full."""
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def of_another_base(folder: Path) -> None:
+    tiny_models.model("llama", hidden_size=32).save_pretrained(folder / "base")
+    recipe = training.recipe_of(folder).replace(model=str(folder / "base"))
+    recipe.save(folder / "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: cut(folder / "adapter_model.safetensors"), "The adapter in .* its files"),
+        (lambda folder: (folder / "adapter_model.safetensors").unlink(), "holds no weights of an"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{"), "The adapter in .* its"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{}"), "The adapter in .* its"),
+        (of_another_base, "size mismatch .* belong to another base model"),
+    ],
+    ids=["cut", "no-weights", "no-json", "no-fields", "another-base"],
+)
+def test_a_damaged_adapter_is_named(run, tmp_path, spoil, said):
+    folder = shutil.copytree(run[1], tmp_path / "spoilt")
+    spoil(folder)
+    for use in (training.load, ship.merge, lambda run: ship.export(run, tmp_path / "x.gguf")):
+        with pytest.raises(CourseError, match=said) as error:
+            use(folder)
+        assert "spoilt" in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "x.gguf").exists()
+
+
 # ---------------------------------------------------------------------------------------- GGUF
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: cut(folder / "model.safetensors"), r"model\.safetensors cannot be read"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "holds no model that can be"),
+        (
+            lambda folder: (folder / "model.safetensors").rename(folder / "best.safetensors"),
+            "holds no model: it needs",
+        ),
+    ],
+    ids=["cut", "config", "best-alone"],
+)
+def test_a_damaged_model_is_not_exported(merged, tmp_path, spoil, said):
+    folder = shutil.copytree(merged, tmp_path / "spoilt")
+    spoil(folder)
+    with pytest.raises(CourseError, match=said):
+        ship.export(folder, tmp_path / "x.gguf")
+    assert not list(tmp_path.glob("x.gguf*"))
+
+
+def test_what_an_early_stopping_left_is_not_exported(merged, tmp_path):
+    folder = shutil.copytree(merged, tmp_path / merged.name)
+    shutil.copy(folder / "model.safetensors", folder / "best.safetensors")
+    files = [
+        ship.export(source, tmp_path / f"{i}.gguf") for i, source in enumerate((merged, folder))
+    ]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -337,6 +337,53 @@ def test_what_cannot_be_resumed_is_said(start, tmp_path):
         start(resume=tmp_path / "saved" / "checkpoint-3", max_steps=3, rows=tiny_models.encoded(23))
 
 
+def cut(file):
+    """As where the disk was full."""
+    file.write_bytes(file.read_bytes()[:100])
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda checkpoint: cut(checkpoint / "adapter_model.safetensors"),
+        lambda checkpoint: (checkpoint / "adapter_model.safetensors").unlink(),
+        lambda checkpoint: cut(checkpoint / "optimizer.pt"),
+        lambda checkpoint: cut(checkpoint / "scheduler.pt"),
+        lambda checkpoint: cut(checkpoint / "rng_state.pth"),
+        lambda checkpoint: cut(checkpoint / "epoch_random_state.pt"),
+        lambda checkpoint: cut(checkpoint / "best.safetensors"),
+        lambda checkpoint: (checkpoint / "looks.json").write_text("[]"),
+        lambda checkpoint: (checkpoint / "trainer_state.json").write_text("[]"),
+    ],
+    ids=["weights", "no-weights", "optimizer", "schedule", "random", "epoch", "best", "looks",
+         "state"],
+)  # fmt: skip
+def test_a_damaged_checkpoint_is_named(start, tmp_path, spoil):
+    looks = {"validation": tiny_models.encoded(4, seed=1), "evaluate_every": 1, "early_stopping": 9}
+    start(save_every=2, folder="saved", **looks)
+    checkpoint = tmp_path / "saved" / "checkpoint-4"
+    spoil(checkpoint)
+    with pytest.raises(CourseError, match="checkpoint-4 .*go on from an earlier") as error:
+        start(resume=checkpoint, folder="rest", **looks)
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_of_another_size_is_named(start, tmp_path):
+    start(save_every=2, folder="saved")
+    with pytest.raises(CourseError, match="size mismatch .* belongs to another model"):
+        start(model=tiny(hidden_size=32), resume=tmp_path / "saved" / "checkpoint-4")
+
+
+@pytest.mark.parametrize("kept", ['{"began": "2026"}', "[1]", "3", '{"seconds"'])
+def test_figures_that_are_not_whole_are_left_out(start, tmp_path, kept):
+    start(save_every=2, folder="saved")
+    checkpoint = tmp_path / "saved" / "checkpoint-4"
+    (checkpoint / SO_FAR).write_text(kept, encoding="utf-8")
+    assert training.newest_checkpoint(tmp_path / "saved").name == "checkpoint-6"
+    resumed = start(resume=checkpoint, folder="rest")
+    assert resumed.report.steps == 6 and resumed.report.stopped == "finished"
+
+
 # ------------------------------------------------------------------------ stops and errors
 
 
