@@ -341,7 +341,7 @@ class AnswerTrainer(Trainer):
         if not count:
             raise CourseError("There is no labelled token to evaluate on: check its answers.")
         value = total / count
-        _check_finite("The held-out loss", value, self.state.global_step)
+        _check_finite(value, f"step {self.state.global_step}, on held-out rows")
         self.report.validation_losses.append((self.state.global_step, round(value, 5)))
         return value
 
@@ -471,7 +471,7 @@ class _Watch(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         point = _curve_point({**logs, "step": state.global_step})
-        _check_finite("The loss", point["loss"], state.global_step)
+        _check_finite(point["loss"], f"step {state.global_step}")
         self.report.losses.append(point)
         self._show(state, loss=point["loss"])
 
@@ -549,10 +549,10 @@ def _curve_point(entry: dict[str, Any]) -> dict[str, float]:
     return point | {name: value for name, value in more.items() if math.isfinite(value)}
 
 
-def _check_finite(what: str, value: float, step: int) -> None:
-    if not math.isfinite(value):
+def _check_finite(loss: float, where: str) -> None:
+    if not math.isfinite(loss):
         raise CourseError(
-            f"{what} became {value} at step {step}: lower the learning rate, use bf16 or fp32 "
+            f"The loss became {loss} at {where}: lower the learning rate, use bf16 or fp32 "
             "instead of fp16, or look for broken rows (chapter 10, 'loss is NaN')."
         )
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import tiny_models
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertLMHeadModel, BertModel
 
@@ -216,3 +219,19 @@ def test_mean_loss_passes_over_batches_without_a_label():
     assert loss.mean_loss(model, [one, none]) == pytest.approx(loss.mean_loss(model, [one]))
     with pytest.raises(CourseError, match="no labelled token"):
         loss.mean_loss(model, [none])
+
+
+def test_labels_that_are_not_shifted_show_in_no_first_loss(base, tokenizer):
+    """As chapter 1 says: a fresh model starts no lower for it, a pretrained one near ln(V)."""
+    ids = tokenizer("The cat sat on the mat, and the dog lay down beside it.")["input_ids"]
+    few = [token % tiny_models.FEW for token in ids]
+    fresh = tiny_models.model("untied", vocab_size=tiny_models.FEW)
+    at = {}
+    with torch.no_grad():
+        for name, model, tokens in (("fresh", fresh, few), ("tuned", base, ids)):
+            row = torch.tensor([tokens])
+            logits = model(input_ids=row).logits[0].float()
+            at[name] = F.cross_entropy(logits, row[0]).item()
+            at[f"{name}, shifted"] = F.cross_entropy(logits[:-1], row[0, 1:]).item()
+    assert at["fresh"] > math.log(tiny_models.FEW) - 0.5
+    assert at["tuned"] > 0.8 * math.log(len(tokenizer)) > 2 * at["tuned, shifted"]
