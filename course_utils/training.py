@@ -361,10 +361,10 @@ def save(run: Run, folder: str | Path) -> Path:
     for a folder that holds the base model, or one that no run saved.
     """
     folder = Path(folder).expanduser()
-    _check_folder(folder, run.recipe)
     whole = whole_weights(run.model)
-    if not processes().main:
+    if not processes().main:  # it may be writing already, which is no model of somebody else
         return folder
+    _check_folder(folder, run.recipe)
     folder.mkdir(parents=True, exist_ok=True)
     adapted, card = isinstance(run.model, PeftModel), folder / "README.md"
     written = card.read_bytes() if card.is_file() else None
