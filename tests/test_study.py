@@ -19,6 +19,7 @@ from benchmarks import (
     tuning_rules,
     tuning_settings,
 )
+from course_utils import claims, results
 
 
 def measure(case):
@@ -134,6 +135,20 @@ def test_fp8_costs_less_than_seeds_differ_by():
             at_most = abs(found[base]["less_bf16"]) + 2 * found[base]["error"]
             assert at_most < found["bf16"]["spread"] / 2
         assert abs(found["4 bits"]["less_bf16"]) > 2 * found["4 bits"]["error"]
+
+
+def test_what_chapters_4_and_11_say_beside_their_figures():
+    ledger = claims.ledger()
+    stock, ours = (figure.value for figure in ledger["3.2-time"].measured)
+    assert round(stock, 1) == 1.2 and ours > 1.5 * stock  # "the larger factor"
+    level = next(figure for figure in ledger["10.1-qlora-good"].measured)
+    assert level.value > 99  # QLoRA cost "nothing that could be told" there
+    price = results.read("fp8_quality")["summary"]["score"]["4 bits"]["less_bf16"]
+    assert round(100 * price) == -13
+    growth, peers = results.read("growth_h200")["rows"], results.read("peers_h200")["rows"]
+    before = [row["tokens_per_second"] for row in growth if "fp8 base" in row.get("trick", "")]
+    now = [row["tokens_per_second"] for row in peers if row["system"] == "ours_fp8"]
+    assert len(before) == len(now) == 2 and min(now) > max(before)  # "which is faster"
 
 
 def test_what_chapter_11_says_of_single_seeds():
