@@ -1,6 +1,6 @@
 """What fp8 costs in quality: the first chapter's task, several seeds.
 
-    python -m benchmarks.fp8_quality --jobs 10    # on a GPU with fp8 units, under MPS; 3 minutes
+    python -m benchmarks.fp8_quality --jobs 10    # on a GPU with fp8 units, under MPS; 5 minutes
     python -m benchmarks.fp8_quality --seeds 4    # about 10 minutes a training on two CPU cores
 
 Each seed trains the embedded model (real weights) on the same rows: in bf16; with gradients alone
@@ -82,7 +82,7 @@ def of(rows: list[Row], base: str) -> list[Row]:
 def main() -> None:
     """The command line; see the top of this file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=16)
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once")
     given, data = parser.parse_args(), quickstart.load_data()
     about = {

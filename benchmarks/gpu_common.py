@@ -246,7 +246,9 @@ def facts() -> Row:
 
 
 def answer(case: Case, measure: Callable[[Case], Row]) -> None:
-    """The child's part: measure one case and print its row."""
+    """The child's part: once told to go on, measure one case and print its row."""
+    if not sys.stdin.isatty():
+        sys.stdin.readline()
     started = time.perf_counter()
     row = case | measure(case)
     row["process_seconds"] = round(time.perf_counter() - started, 1)
@@ -256,42 +258,61 @@ def answer(case: Case, measure: Callable[[Case], Row]) -> None:
 def run(module: str, cases: list[Case], lines: Path, seconds: float, limit: float = 150) -> None:
     """Measure the cases in turn and append a row each; start none after `seconds`.
 
-    Cases that the file has a row of are left out, so that an interrupted run goes on.
+    Cases that the file has a row of are left out, so that an interrupted run goes on.  The next
+    case's process imports what it needs meanwhile, but for Unsloth's: that import uses the GPU.
     """
     print(f"Rows go to {lines}.", flush=True)
     end = time.monotonic() + seconds
     known = [row for row in read_rows([lines]) if "error" not in row] if lines.is_file() else []
-    for case in cases:
-        if any(case.items() <= row.items() for row in known):
-            continue
+    todo = [case for case in cases if not any(case.items() <= row.items() for row in known)]
+    ahead: Child | None = None
+    for case, later in itertools.zip_longest(todo, todo[1:]):
         left = end - time.monotonic()
         if left < 20:
             print(f"no time left for {json.dumps(case)}", flush=True)
             continue
-        row = run_one(module, case, min(limit, left))
+        now = ahead or Child(module, case)
+        ahead = Child(module, later) if later and later["system"] != "unsloth" else None
+        row = now.row(min(limit, left))
         with lines.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
         print(brief(row), flush=True)
+    if ahead:
+        ahead.close()
 
 
-def run_one(module: str, case: Case, limit: float) -> Row:
-    """One case's row, from a new process; what went wrong stands under "error"."""
-    command = [sys.executable, "-m", module, "one", json.dumps(case)]
-    with tempfile.TemporaryDirectory() as scratch:
+class Child:
+    """A new process for one case, which gets ready at once and measures when `row` is called."""
+
+    def __init__(self, module: str, case: Case) -> None:
+        self.case, self.scratch = case, tempfile.TemporaryDirectory()
         offline = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1"}
-        offline["UNSLOTH_COMPILE_LOCATION"] = str(Path(scratch) / "unsloth")
+        offline["UNSLOTH_COMPILE_LOCATION"] = str(Path(self.scratch.name) / "unsloth")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module, "one", json.dumps(case)], text=True, errors="replace",
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            cwd=REPOSITORY, env=os.environ | offline,
+        )  # fmt: skip
+
+    def row(self, limit: float) -> Row:
+        """The case's row, within `limit` seconds; what went wrong stands under "error"."""
         try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", timeout=limit,
-                cwd=REPOSITORY, env=os.environ | offline,
-            )  # fmt: skip
+            said, complained = self.process.communicate("go on\n", timeout=limit)
         except subprocess.TimeoutExpired:
-            return case | {"error": f"stopped after {limit:.0f} s"}
-    found = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
-    if found:
-        return json.loads(found[-1].removeprefix(MARK))
-    said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-    return case | {"error": " | ".join(said[-5:])[-1500:]}
+            return self.case | {"error": f"stopped after {limit:.0f} s"}
+        finally:
+            self.close()
+        found = [line for line in said.splitlines() if line.startswith(MARK)]
+        if found:
+            return json.loads(found[-1].removeprefix(MARK))
+        last = (complained.strip() or said.strip()).splitlines()[-5:]
+        return self.case | {"error": " | ".join(last)[-1500:]}
+
+    def close(self) -> None:
+        """End the process, if it still runs."""
+        self.process.kill()
+        self.process.communicate()
+        self.scratch.cleanup()
 
 
 def brief(row: Row) -> str:

@@ -4,9 +4,10 @@
     python -m benchmarks.growth_gpu collect growth.jsonl  # results/growth_h200.json and its plots
 
 Random weights made on the card, LoRA of rank 16 on all linear layers, bf16, random tokens, AdamW;
-the median of 4 steps after 2.  Studies:
+the median of 4 steps after 2, from the same adapter in each row.  Studies:
 
-- ablation: 4 x 1024 tokens of the 7B shape; each line adds one trick to the line above
+- ablation: 4 x 1024 tokens of the 7B shape; each line adds one trick to the line above, but for
+  the two ways of fp8, which stand in each other's place
 - length (one row), batch (rows of 1024), rank, size (4 x 1024 tokens): with all tricks,
   checkpointing and offload
 """
@@ -46,10 +47,12 @@ ABLATION: list[tuple[str, dict[str, Any] | None]] = [
     ("loss in chunks, with its gradient", None),
     ("grouped products, backward by hand", {}),
     ("steps as kernels", {"kernels": True}),
+    ("gradients in fp8", {"kernels": True, "gradient_precision": "fp8"}),
     ("fp8 base", {"kernels": True, "base_precision": "fp8"}),
     ("stock layers, chunked loss, checkpointing", None),
     ("ours, checkpointing", {"kernels": True, "checkpointing": True}),
     ("ours, checkpointing and offload", SMALL),
+    ("gradients in fp8, checkpointing and offload", {**SMALL, "gradient_precision": "fp8"}),
     ("fp8 base, checkpointing and offload", {**SMALL, "base_precision": "fp8"}),
 ]
 
@@ -74,27 +77,44 @@ def adapted(model: torch.nn.Module, rank: int = RANK) -> torch.nn.Module:
     return get_peft_model(model, config).train()
 
 
+def renew(model: torch.nn.Module) -> None:
+    """Draw the adapter as at first, so that no row begins where another one ended."""
+    torch.manual_seed(0)
+    for layer in model.modules():
+        if hasattr(layer, "reset_lora_parameters"):
+            layer.reset_lora_parameters("default", True)
+
+
+def tokens(model: torch.nn.Module, batch: int, length: int) -> torch.Tensor:
+    """Random token ids [batch, length], the same each time, where the model is."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 32000, (batch, length), generator=generator)
+    return ids.to(next(model.parameters()).device)
+
+
 @contextlib.contextmanager
-def path(model: torch.nn.Module, name: str, options: dict[str, Any] | None) -> Iterator[None]:
-    """The way through the model that one line of the ablation means."""
+def path(
+    model: torch.nn.Module, name: str, options: dict[str, Any] | None, ids: torch.Tensor
+) -> Iterator[None]:
+    """The way through the model that one line of the ablation means; ids: to be trained on."""
     with contextlib.ExitStack() as stack:
         if "all logits" not in name:
             stack.enter_context(loss.answers_only(model))
         if options is not None:
-            stack.enter_context(fast.fast_layers(model, dtype=torch.bfloat16, **options))
+            sample = {"sample": {"input_ids": ids}} if "base_precision" in options else {}
+            stack.enter_context(fast.fast_layers(model, dtype=torch.bfloat16, **sample, **options))
         elif "checkpointing" in name:
             compat.enable_checkpointing(model)
             stack.callback(compat.disable_checkpointing, model)
         yield
 
 
-def measure(model: torch.nn.Module, batch: int, length: int) -> Row:
-    """Seconds a step, tokens a second, peak and losses of a few steps."""
-    place = next(model.parameters()).device
+def measure(model: torch.nn.Module, ids: torch.Tensor) -> Row:
+    """Seconds a step, tokens a second, peak and losses of a few steps on ids [batch, length]."""
+    place, (batch, length) = ids.device, ids.shape
+    renew(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=RATE, fused=True)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, 32000, (batch, length), generator=generator).to(place)
     seconds, losses = [], []
     for step in range(WARM + STEPS):
         if step == WARM and place.type == "cuda":
@@ -124,17 +144,19 @@ def _now() -> float:
 
 def ablation(model: torch.nn.Module, scale: int) -> Iterator[Row]:
     """One row a line of `ABLATION`."""
+    ids = tokens(model, 4, 1024 // scale)
     for name, options in ABLATION:
-        with path(model, name, options):
-            yield {"study": "ablation", "trick": name} | measure(model, 4, 1024 // scale)
+        with path(model, name, options, ids):
+            yield {"study": "ablation", "trick": name} | measure(model, ids)
 
 
 def growth(model: torch.nn.Module, study: str, points: list[tuple[int, int]]) -> Iterator[Row]:
     """One row a (batch, length)."""
     options = SMALL if torch.cuda.is_available() else {}
     for batch, length in points:
-        with path(model, study, options):
-            yield {"study": study} | measure(model, batch, length)
+        ids = tokens(model, batch, length)
+        with path(model, study, options, ids):
+            yield {"study": study} | measure(model, ids)
 
 
 def rows(size: str) -> Iterator[Row]:
@@ -211,14 +233,25 @@ def plot(found: list[Row], picture: Path) -> None:
             ys = [r[y] for r in picked]
             axis.plot(xs, ys, "o-", label="measured")
             # rank is no measure of a step's work, so its time too has a part that does not grow
-            start = (0.0, 0.0) if y != "peak_gib" and study != "rank" else (xs[0], ys[0])
-            slope = (ys[full] - start[1]) / (xs[full] - start[0])
+            start, end = (0.0, 0.0), (xs[full], ys[full])
+            if y == "peak_gib" or study == "rank":
+                start, end = _two(list(zip(xs, ys, strict=True)), full)
+            slope = (end[1] - start[1]) / (end[0] - start[0])
             axis.plot([0, xs[-1]], [start[1] + slope * (x - start[0]) for x in (0, xs[-1])], ":",
                       label="straight line")  # fmt: skip
             axis.set(xlabel=unit, ylabel=name, xlim=(0, None), ylim=(0, None))
     axes[0, 0].legend()
     figure.suptitle("LoRA step of a 7B shape with checkpointing and offload, one H200")
     figure.savefig(picture, dpi=70)
+
+
+def _two(points: list[tuple[float, float]], full: int) -> list[tuple[float, float]]:
+    """Where a line with a part that does not grow begins: at `full`, or if that is the last, at 0.
+
+    Before `full` the highest moment may be one that the work does not reach, as the optimizer's.
+    """
+    first = full if full < len(points) - 1 else 0
+    return [points[first], points[full + 1 if first else full]]
 
 
 def _full(picked: list[Row]) -> int:

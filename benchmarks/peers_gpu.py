@@ -1,7 +1,7 @@
 """Our training step beside its peers' on one GPU: LoRA and QLoRA of a 7B model, the same tokens.
 
     python -m benchmarks.peers_gpu build --tokenizer FOLDER   # the model, once: 13.8 GB of disk
-    python -m benchmarks.peers_gpu run --seconds 560          # rows go to $OUT/peers.jsonl
+    python -m benchmarks.peers_gpu run --seconds 900          # rows go to $OUT/peers.jsonl
     python -m benchmarks.peers_gpu run --only plain,liger --seconds 300
     python -m benchmarks.peers_gpu collect peers.jsonl        # writes results/peers_h200.json
 

@@ -144,21 +144,22 @@ class Fp8Weight:
     """A frozen matrix [outputs, inputs] in fp8 with a scale for each output.
 
     The weights it was made from wait in the CPU's memory until `restore`.  fit: they are rounded
-    for what the first forward pass multiplies them with; else each to its nearest value.
+    for what the first forward pass multiplies them with, and a GPU holds no others meanwhile; else
+    each is rounded to its nearest value, at once.
     """
 
     def __init__(self, bases: Sequence[nn.Module], steps: Any, fit: bool = False) -> None:
         self.bases, self.steps = bases, steps
         self.home = [base.weight.data.cpu() for base in bases]
         self.matrix = self.scale = None
+        for base in bases:
+            base.weight.data = base.weight.data.new_empty(0)
         if not fit:
             self._hold(quantize_rows)
 
     def _hold(self, quantize: Callable) -> None:
-        whole = [base.weight.data for base in self.bases]
-        self.matrix, self.scale = quantize(whole[0] if len(whole) == 1 else torch.cat(whole))
-        for base in self.bases:
-            base.weight.data = base.weight.data.new_empty(0)
+        place = self.bases[0].weight.device
+        self.matrix, self.scale = quantize(torch.cat([home.to(place) for home in self.home]))
 
     def ready(self, forward: bool = True) -> Fp8Weight:
         """What to multiply by: this."""

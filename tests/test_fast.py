@@ -308,6 +308,19 @@ def test_a_sample_settles_the_rounding(kind):
     assert (fitted - exact).norm() < 0.98 * (nearest - exact).norm()
 
 
+def test_weights_to_be_rounded_wait_outside():
+    """So that a GPU holds one group of them at a time, and not all beside what rounding needs."""
+    left, held = torch.nn.Linear(8, 4), torch.nn.Linear(8, 3)
+    expected = torch.cat([left.weight, held.weight]).detach()
+    weight = fp8.Fp8Weight([left, held], fast.Steps(), fit=True)
+    assert left.weight.numel() == held.weight.numel() == 0 and weight.matrix is None
+    made = weight.forward(x := torch.randn(32, 8))
+    assert left.weight.numel() == held.weight.numel() == 0 and weight.matrix is not None
+    assert (made - x @ expected.T).norm() < 0.1 * (x @ expected.T).norm()
+    weight.restore()
+    assert torch.equal(torch.cat([left.weight, held.weight]), expected)
+
+
 def test_weights_come_back_from_a_sample_that_failed():
     model = adapted()
     before = {n: p.clone() for n, p in model.named_parameters()}

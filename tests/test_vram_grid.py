@@ -212,6 +212,25 @@ def test_a_row_keeps_its_date_where_most_have_another(tmp_path, monkeypatch):
     ]  # fmt: skip
 
 
+def test_cases_run_one_after_the_other_and_none_twice(tmp_path):
+    lines, names = tmp_path / "rows.jsonl", ["known", "first", "broken", "second"]
+    lines.write_text(json.dumps({"system": "known"}) + "\n", encoding="utf-8")
+    gpu_common.run("tests.echo_case", [{"system": name} for name in names], lines, seconds=120)
+    rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+    assert [row["system"] for row in rows] == names
+    assert "no such system" in rows[2]["error"] and "error" not in rows[3]
+    assert rows[3]["at"] > rows[1]["at"] + rows[1]["process_seconds"]
+
+
+def test_a_case_is_stopped_in_time_and_none_is_begun_too_late(tmp_path, capsys):
+    lines = tmp_path / "rows.jsonl"
+    gpu_common.run("tests.echo_case", [{"system": "slow"}], lines, seconds=120, limit=2)
+    gpu_common.run("tests.echo_case", [{"system": "late"}], lines, seconds=10)
+    stopped = {"system": "slow", "error": "stopped after 2 s"}
+    assert json.loads(lines.read_text(encoding="utf-8")) == stopped
+    assert "no time left" in capsys.readouterr().out
+
+
 def test_estimates_of_a_row_come_from_its_case():
     case = next(case for case in CASES if case.name == "llama-3.2-1b lora 4x1024")
     found = vram_grid.with_estimates([{"name": case.name}, {"name": "weights-nf4"}])

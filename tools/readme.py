@@ -78,20 +78,19 @@ def _repeated(runs: list[dict]) -> str:
 def _in_fp8(peers: dict, results: Path) -> list[str]:
     """The two ways of computing in 8 bits: speed and memory over Unsloth's, and their price."""
     quality = json.loads((results / "fp8_quality.json").read_text(encoding="utf-8"))
-    run = next(run for run in peers["repeats"] if run["run"] == "sixth")
     lines = [
-        "In 8 bits, where a recipe says so: speed and memory over Unsloth's on one more card, in "
-        "the table's order, while stepping (rounding the weights for `base_precision` takes "
-        f"{_rounding(results):.1f} GiB, once); quality less bf16's with the embedded model, mean "
+        "In 8 bits, where a recipe says so: speed and memory over Unsloth's in that run, in the "
+        "table's order, while stepping (before and after, `base_precision` holds the weights in "
+        f"bf16: {_around(results):.1f} GiB); quality less bf16's with the embedded model, mean "
         f"and standard error of {len(quality['rows']) // 4} seeds:",
         "", "| | speed | memory | held-out loss | right answers |", "|---|---|---|---|---|",
     ]  # fmt: skip
     for system, base, name in (
-        ("ours", "bf16", "bf16, on that card"),
+        ("ours", "bf16", "bf16"),
         ("ours_fp8_gradients", "fp8 gradients", '`gradient_precision: "fp8"`'),
         ("ours_fp8", "fp8", '`base_precision: "fp8"` (LoRA)'),
     ):
-        beside = [row["unsloth"] for row in run["summary"] if row["system"] == system]
+        beside = [row["unsloth"] for row in peers["summary"] if row["system"] == system]
         cells = [", ".join(f"{row[key]:.2f}" for row in beside) for key in ("speed", "memory")]
         lines.append(f"| {name} | {' | '.join(cells)} | {_price(quality['summary'], base)} |")
     return lines
@@ -102,11 +101,11 @@ def _price(summary: dict, base: str) -> str:
         return "0 | 0"
     loss, score = (summary[figure][base] for figure in ("held_out_loss", "score"))
     right = f"{100 * score['less_bf16']:+.1f} ± {100 * score['error']:.1f} points"
-    return f"{loss['less_bf16']:+.3f} ± {loss['error']:.3f} | {right}"
+    return f"{loss['less_bf16']:+.4f} ± {loss['error']:.4f} | {right}"
 
 
-def _rounding(results: Path) -> float:
-    """GiB at the highest moment of a 7B run in fp8 with checkpointing: before its first step."""
+def _around(results: Path) -> float:
+    """GiB at the highest moment of a 7B run in fp8 with checkpointing: outside of its steps."""
     grid = json.loads((results / "vram_grid.json").read_text(encoding="utf-8"))["rows"]
     name = "llama-2-7b lora 4x1024 base=fp8 checkpointing offload"
     return next(row["measured"]["allocated_gib"] for row in grid if row["name"] == name)

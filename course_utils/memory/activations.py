@@ -110,7 +110,9 @@ class FastLayers:
     def _join(self, group: Group, pieces: dict[str, Piece]) -> None:
         if any(linear.bias for linear in group.layers):
             self._new(WEIGHTS, "joined biases [outputs]", group.outputs)
-        if len(group.layers) > 1 and not self.four_bit and not self.fp8:
+        if self.fp8:  # they wait in the CPU's memory
+            drop(*(pieces.pop(linear.name) for linear in group.layers))
+        elif len(group.layers) > 1 and not self.four_bit:
             name = "linear layers, joined [outputs x inputs]"
             matrix = self._new(WEIGHTS, name, group.outputs, group.inputs)
             self.matrices.append((group, matrix))

@@ -34,44 +34,46 @@ class Fitting:
             self._short("cos and sin", shape.head_dim),
         ):
             x = self._new("a layer's input", shape.width)
-            for number, pieces in enumerate(layers.held.layers):
-                x = self._attention(x, pieces)
-                x = self._mlp(x, pieces, layers.job.checkpointed(number))
+            for number in range(len(layers.held.layers)):
+                x = self._attention(x)
+                x = self._mlp(x, layers.job.checkpointed(number))
             x.drop()
 
-    def _attention(self, x: Piece, pieces: dict[str, Piece]) -> Piece:
+    def _attention(self, x: Piece) -> Piece:
         layers, shape = self.layers, self.layers.job.shape
         with self._short("normed input", shape.width):
-            qkv, inner = self._product(layers.qkv, "queries, keys and values", pieces)
+            qkv, inner = self._product(layers.qkv, "queries, keys and values")
         mixed = self._new("attention output", shape.q_width)
-        made, more = self._product(layers.out, "input of the MLP half", pieces)
+        made, more = self._product(layers.out, "input of the MLP half")
         drop(x, qkv, inner, mixed, more)
         return made
 
-    def _mlp(self, x: Piece, pieces: dict[str, Piece], short: bool) -> Piece:
+    def _mlp(self, x: Piece, short: bool) -> Piece:
         layers = self.layers
         with self._short("normed input", layers.d):
-            gate_up, inner = self._product(layers.gate_up, "gate and up", pieces)
+            gate_up, inner = self._product(layers.gate_up, "gate and up")
         act = self._new("silu(gate) x up", layers.f)
         if short:
             gate_up.drop()
-        made, more = self._product(layers.down, "input of the attention half", pieces)
+        made, more = self._product(layers.down, "input of the attention half")
         drop(x, None if short else gate_up, inner, act, more)
         return made
 
-    def _product(
-        self, group: Group, name: str, pieces: dict[str, Piece]
-    ) -> tuple[Piece, Piece | None]:
-        self._hold(group, pieces)
+    def _product(self, group: Group, name: str) -> tuple[Piece, Piece | None]:
+        self._hold(group)
         with self._short("input in fp8", group.inputs, 1), self._short("its scales", 1, 4):
             y = self._new(name, group.outputs)
         return y, self._new("x A.T", group.rank) if group.rank else None
 
-    def _hold(self, group: Group, pieces: dict[str, Piece]) -> None:
-        """The group's weights joined, rounded, and given back."""
+    def _hold(self, group: Group) -> None:
+        """The group's weights fetched, joined, and rounded."""
         ledger, dims = self.ledger, (group.outputs, group.inputs)
-        joined = len(group.layers) > 1
-        whole = ledger.new(WORKSPACE, "weights joined", *dims) if joined else None
+        fetched = [
+            ledger.new(WORKSPACE, "weights fetched [outputs x inputs]", one.outputs, one.inputs)
+            for one in group.layers
+        ]
+        whole = ledger.new(WORKSPACE, "weights joined [outputs x inputs]", *dims)
+        drop(*fetched)
         order = ledger.new(WORKSPACE, "order of the inputs", group.inputs, width=8)
         factor = self._inverse_factor(group.inputs)
         with ledger.short(WORKSPACE, "weights in fp32", *dims, width=4):
@@ -87,8 +89,6 @@ class Fitting:
             pass
         drop(rest, factor, order, whole)
         self.layers.matrices.append((group, made))
-        for linear in group.layers:
-            pieces.pop(linear.name).drop()
 
     def _inverse_factor(self, wide: int) -> Piece:
         """Second moments of the inputs, their Cholesky factor, its inverse: three at once."""

@@ -29,9 +29,10 @@ GPU_COUNTS = (2, 4, 8, 16)  # cards that are looked at where one does not do
 CARDS = (6, 8, 10, 12, 16, 24, 32, 40, 48, 80, 96, 141, 180)  # GiB that cards are sold with
 
 # Seconds of a step of 4 x 1024 tokens on one H200: Llama-2-7B's shape with 49,152 words (6.88e9
-# parameters, 32 layers), by (method, checkpointing).  From benchmarks/results/peers_h200.json:
-# the rows of "ours" for the fast layers, those of TRL for the stock ones.  Full fine-tuning is no
-# row there: it does half as much arithmetic again as LoRA (6 instead of 4 flop a weight and token).
+# parameters, 32 layers), by (method, checkpointing).  From benchmarks/results/peers_h200.json, to
+# 5 %: the rows of "ours" for the fast layers, those of TRL for the stock ones.  Full fine-tuning is
+# no row there: it does half as much arithmetic again as LoRA (6 instead of 4 flop a weight and
+# token).
 SECONDS = {
     "fast": {("lora", False): 0.2068, ("lora", True): 0.2724,
              ("qlora", False): 0.2155, ("qlora", True): 0.2785},
