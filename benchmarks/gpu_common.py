@@ -155,7 +155,34 @@ def peer_arguments(batch: int, steps: int, checkpointing: bool, folder: str) -> 
 # -------------------------------------------------------------------------------- measuring
 
 
-class StepMeter(TrainerCallback):
+class Stopwatch:
+    """Durations between marks, by events on the device; on a CPU by the clock.
+
+    Nobody waits for the GPU before `seconds` is read.
+    """
+
+    def __init__(self) -> None:
+        self.marks: list[Any] = []
+
+    def mark(self) -> None:
+        """Now, or when the GPU gets here."""
+        if torch.cuda.is_available():
+            event = torch.cuda.Event(enable_timing=True)
+            self.marks.append(torch.cuda.current_stream().record_event(event))
+        else:
+            self.marks.append(time.perf_counter())
+
+    @property
+    def seconds(self) -> list[float]:
+        """From each mark to the next; waits for the GPU."""
+        pairs = itertools.pairwise(self.marks)
+        if not torch.cuda.is_available():
+            return [end - start for start, end in pairs]
+        torch.cuda.synchronize()
+        return [start.elapsed_time(end) / 1e3 for start, end in pairs]
+
+
+class StepMeter(Stopwatch, TrainerCallback):
     """Seconds and loss of each step, and the peak of the allocator after `warm` steps.
 
     A step lasts from the end of the one before it to its own, by events on the device: loading,
@@ -165,9 +192,9 @@ class StepMeter(TrainerCallback):
     """
 
     def __init__(self, warm: int) -> None:
+        super().__init__()
         self.warm, self.peak, self.reserved = warm, 0, 0
         self.losses: list[float] = []
-        self._ends: list[Any] = []  # the first is the beginning of the first step
         self._reset = torch.cuda.reset_peak_memory_stats
         torch.cuda.reset_peak_memory_stats = self._note_and_reset
 
@@ -178,11 +205,11 @@ class StepMeter(TrainerCallback):
             self.peak = self.reserved = 0
 
     def _begin(self) -> None:
-        if not self._ends:
-            self._ends.append(self._now())
+        if not self.marks:
+            self.mark()
 
     def on_step_end(self, args, state, control, **kwargs):
-        self._ends.append(self._now())
+        self.mark()
         self._note()
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -191,21 +218,6 @@ class StepMeter(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "loss" in logs:
             self.losses.append(round(float(logs["loss"]), 4))
-
-    def _now(self) -> Any:
-        """An event that happens when the GPU gets here; on a CPU the time."""
-        if torch.cuda.is_available():
-            return torch.cuda.current_stream().record_event(torch.cuda.Event(enable_timing=True))
-        return time.perf_counter()
-
-    @property
-    def seconds(self) -> list[float]:
-        """The duration of each step; waits for the GPU."""
-        pairs = itertools.pairwise(self._ends)
-        if not torch.cuda.is_available():
-            return [end - start for start, end in pairs]
-        torch.cuda.synchronize()
-        return [start.elapsed_time(end) / 1e3 for start, end in pairs]
 
     def _note(self) -> None:
         if torch.cuda.is_available():

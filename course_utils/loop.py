@@ -266,6 +266,13 @@ class AnswerTrainer(Trainer):
             super()._load_from_checkpoint(*args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
+        """The Trainer's own, which without one of the two loads neither, and says nothing of it."""
+        kept = Path(checkpoint) if checkpoint else None
+        if kept and not (any(kept.glob("optimizer*")) and (kept / "scheduler.pt").is_file()):
+            self.report.notes.append(
+                f"{kept.name} has no state of the optimizer and the schedule: both start anew, "
+                "warm-up included"
+            )
         with self.reading():
             super()._load_optimizer_and_scheduler(checkpoint)
 

@@ -368,6 +368,18 @@ def test_a_damaged_checkpoint_is_named(start, tmp_path, spoil):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("missing", ["optimizer.pt", "scheduler.pt"])
+def test_an_optimizer_that_starts_anew_is_said(start, tmp_path, missing):
+    start(save_every=2, folder="saved")
+    checkpoint = tmp_path / "saved" / "checkpoint-4"
+    assert not [n for n in start(resume=checkpoint).report.notes if "start anew" in n]
+    (checkpoint / missing).unlink()
+    resumed = start(resume=checkpoint, folder="rest")
+    assert resumed.report.steps == 6
+    (said,) = [note for note in resumed.report.notes if "start anew" in note]
+    assert said.startswith("checkpoint-4 has no state of the optimizer")
+
+
 def test_a_checkpoint_of_another_size_is_named(start, tmp_path):
     start(save_every=2, folder="saved")
     with pytest.raises(CourseError, match="size mismatch .* belongs to another model"):

@@ -2,6 +2,10 @@
 
     python tools/refresh.py notebooks/00_start_here.ipynb
     python tools/refresh.py --all
+    python tools/refresh.py notebooks/09_case_chat.ipynb --cells +data-card,seven-time
+
+The last runs the imports and these cells alone, where a result that they read has changed; of those
+with a + the outputs stay as they were.
 
 A notebook that raises is left as it was. Cell ids, sources and tags are never changed.
 """
@@ -10,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import copy
 import io
 import json
 import os
@@ -29,6 +34,8 @@ FOLDERS = ("notebooks", "exercises", "solutions")
 PNG_LIMIT = 60_000
 """Bytes of a picture above which its colors are reduced."""
 CELL_SECONDS = 600
+IMPORTS = ("setup", "setup-imports")
+"""Ids of the cells that import."""
 SECONDS = ROOT / "runs" / "notebook_seconds.json"
 """What each notebook took when it was last run whole on this machine; not committed."""
 WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
@@ -125,6 +132,28 @@ def execute(notebook: NotebookNode, folder: Path, cell_seconds: int = CELL_SECON
         raise RefreshError("the kernel died, perhaps for want of memory") from error
 
 
+def execute_cells(
+    notebook: NotebookNode, folder: Path, cell_seconds: int, cells: tuple[str, ...]
+) -> None:
+    """Run the imports and these cells, in a kernel of their own, and keep these cells' outputs.
+
+    A + before an id runs the cell and keeps the outputs that it had.
+    """
+    named = {name.removeprefix("+") for name in cells}
+    if missing := named - {cell.id for cell in notebook.cells}:
+        raise RefreshError(f"there is no cell {', '.join(sorted(missing))}")
+    part = copy.deepcopy(notebook)
+    part.cells = [cell for cell in part.cells if cell.id in named | set(IMPORTS)]
+    execute(part, folder, cell_seconds)
+    made = {cell.id: cell.outputs for cell in part.cells if cell.id in cells}
+    for cell in notebook.cells:
+        if cell.id in made:
+            cell.outputs = made[cell.id]
+        for output in made.get(cell.id, []):
+            if "execution_count" in output:
+                output.execution_count = cell.execution_count
+
+
 def clean(notebook: NotebookNode) -> None:
     """Drop what differs from run to run or belongs to one machine; make pictures small."""
     from nbformat import from_dict
@@ -170,23 +199,27 @@ def known_seconds(file: Path = SECONDS) -> dict[str, float]:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
-def refresh(path: Path, cell_seconds: int = CELL_SECONDS) -> str:
+def refresh(path: Path, cell_seconds: int = CELL_SECONDS, cells: tuple[str, ...] = ()) -> str:
     """Execute one notebook and write it back; return a line that describes the result.
 
-    Raises RefreshError, and leaves the file as it was, where a cell fails.
+    cells: ids of the only cells to run, as the command line has them; none: all.
+    Raises RefreshError, and leaves the file as it was, where a cell fails or is not there.
     """
     import nbformat
 
     began = time.monotonic()
     notebook = nbformat.read(path, as_version=4)
-    execute(notebook, path.resolve().parent, cell_seconds)
+    if cells:
+        execute_cells(notebook, path.resolve().parent, cell_seconds, cells)
+    else:
+        execute(notebook, path.resolve().parent, cell_seconds)
     clean(notebook)
     nbformat.validate(notebook)
     part = path.with_suffix(".ipynb.part")
     part.write_text(written(notebook), encoding="utf-8", newline="\n")
     part.replace(path)
     seconds = time.monotonic() - began
-    if path.resolve().is_relative_to(ROOT):
+    if path.resolve().is_relative_to(ROOT) and not cells:
         remember_seconds({path.resolve().relative_to(ROOT).as_posix(): seconds})
     return describe(path, notebook, seconds)
 
@@ -212,16 +245,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("notebooks", nargs="*", type=Path, help="notebooks to run and rewrite")
     parser.add_argument("--all", action="store_true", help="every notebook of the course")
+    parser.add_argument("--cells", default="", help="ids of the cells to run, see above")
     parser.add_argument("--timeout", type=int, default=CELL_SECONDS, help="seconds for one cell")
     given = parser.parse_args(arguments)
     paths = all_notebooks() if given.all else given.notebooks
     if not paths:
         parser.error("name the notebooks to refresh, or give --all")
     os.environ.update(kernel_environment())
-    failed = 0
+    cells, failed = tuple(filter(None, given.cells.split(","))), 0
     for path in paths:
         try:
-            print(refresh(path, given.timeout), flush=True)
+            print(refresh(path, given.timeout, cells), flush=True)
         except (RefreshError, FileNotFoundError) as error:
             failed += 1
             print(f"{path}: not refreshed: {error}", file=sys.stderr, flush=True)
