@@ -250,9 +250,10 @@ def plot(found: list[Row], picture: Path) -> None:
 
 
 def _two(points: list[tuple[float, float]], full: int) -> list[tuple[float, float]]:
-    """Where a line with a part that does not grow begins: at `full`, or if that is the last, at 0.
+    """Two points of the line that has a part that does not grow: `full` and the one after it.
 
-    Before `full` the highest moment may be one that the work does not reach, as the optimizer's.
+    Below `full` the highest moment may be the optimizer's, which knows nothing of the work.  Where
+    `full` is the last point, the line goes through the first and the last.
     """
     first = full if full < len(points) - 1 else 0
     return [points[first], points[full + 1 if first else full]]

@@ -789,16 +789,24 @@ def _odd_adapter(layer: nn.Module) -> str | None:
 
 
 def _weight_maker(
-    dtype: torch.dtype, base_precision: str, gradient_precision: str, fit: bool, steps: Steps
-) -> Callable:
-    """How the frozen weights of a group's layers are held, and gradients pass through them."""
+    dtype: torch.dtype, base_precision: str, gradient_precision: str, fit: bool, steps: Steps,
+    taken: list[Weight | fp8.Fp8Weight],
+) -> Callable:  # fmt: skip
+    """How the frozen weights of a group's layers are held, and gradients pass through them.
 
-    def make(bases: Sequence[nn.Module]):
+    taken: gets each weight that is made, so that all are given back, however many there were.
+    """
+
+    def make(bases: Sequence[nn.Module]) -> Weight | fp8.Fp8Weight:
         if base_precision == "fp8":
-            return fp8.Fp8Weight(bases, steps, fit)
-        four_bit = hasattr(bases[0].weight, "quant_state")
-        made = FourBitWeight(bases, dtype, steps) if four_bit else Weight.joined(bases, dtype)
-        return made.back_in_fp8(steps) if gradient_precision == "fp8" else made
+            made = fp8.Fp8Weight(bases, steps, fit)
+        elif hasattr(bases[0].weight, "quant_state"):
+            made = FourBitWeight(bases, dtype, steps)
+        else:
+            made = Weight.joined(bases, dtype)
+        taken.append(made)
+        back_in_fp8 = gradient_precision == "fp8" and base_precision != "fp8"
+        return made.back_in_fp8(steps) if back_in_fp8 else made
 
     return make
 
@@ -855,13 +863,8 @@ def fast_layers(
     place = next(model.parameters()).device
     steps = steps_for(place) if kernels else Steps()
     fit = sample is not None
-    make_weight = _weight_maker(dtype, base_precision, gradient_precision, fit, steps)
-    fast = FastDecoder(
-        decoder,
-        _layers(decoder, int(checkpointing), dtype, make_weight),
-        steps,
-        Offload(place) if offload and place.type == "cuda" else None,
-    )
+    taken: list[Weight | fp8.Fp8Weight] = []
+    make_weight = _weight_maker(dtype, base_precision, gradient_precision, fit, steps, taken)
     plain = decoder.forward
 
     def forward(
@@ -879,6 +882,12 @@ def fast_layers(
             )
 
     try:
+        fast = FastDecoder(
+            decoder,
+            _layers(decoder, int(checkpointing), dtype, make_weight),
+            steps,
+            Offload(place) if offload and place.type == "cuda" else None,
+        )
         if base_precision != "fp8":
             _check_same(decoder, fast)
         elif sample is not None:
@@ -888,8 +897,8 @@ def fast_layers(
         yield fast
     finally:
         decoder.__dict__.pop("forward", None)
-        for group in fast.groups:
-            group.weight.restore()
+        for weight in taken:
+            weight.restore()
 
 
 @torch.no_grad()

@@ -143,19 +143,19 @@ def back_product(grad: Tensor, scale: Tensor, turned: Tensor, quantize_rows: Cal
 class Fp8Weight:
     """A frozen matrix [outputs, inputs] in fp8 with a scale for each output.
 
-    The weights it was made from wait in the CPU's memory until `restore`.  fit: they are rounded
-    for what the first forward pass multiplies them with, and a GPU holds no others meanwhile; else
-    each is rounded to its nearest value, at once.
+    The weights it was made from wait in the CPU's memory until `restore`.  fit: they come back to
+    be rounded when the first forward pass needs them, for what it multiplies them with; else each
+    is rounded to its nearest value, at once.
     """
 
     def __init__(self, bases: Sequence[nn.Module], steps: Any, fit: bool = False) -> None:
         self.bases, self.steps = bases, steps
         self.home = [base.weight.data.cpu() for base in bases]
         self.matrix = self.scale = None
-        for base in bases:
-            base.weight.data = base.weight.data.new_empty(0)
         if not fit:
             self._hold(quantize_rows)
+        for base in bases:
+            base.weight.data = base.weight.data.new_empty(0)
 
     def _hold(self, quantize: Callable) -> None:
         place = self.bases[0].weight.device

@@ -267,7 +267,7 @@ class AnswerTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         """The Trainer's own, which without one of the two loads neither, and says nothing of it."""
-        kept = Path(checkpoint) if checkpoint else None
+        kept = Path(checkpoint) if checkpoint and not self.is_deepspeed_enabled else None
         if kept and not (any(kept.glob("optimizer*")) and (kept / "scheduler.pt").is_file()):
             self.report.notes.append(
                 f"{kept.name} has no state of the optimizer and the schedule: both start anew, "

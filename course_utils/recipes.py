@@ -57,7 +57,7 @@ class Recipe:
     memory.  bf16 has 8 bits of mantissa, so an update below about 1/256 of its weight is rounded
     away: late in a schedule many are, and the loss may stop falling earlier than in fp32.
     "fp8" holds and multiplies the frozen weights in 8 bits, on GPUs that can (Ada, Hopper and
-    later), rounded for a sample of the run's rows (`fp8.quantize_for`), which takes 20 s for a 7B
+    later), rounded for a sample of the run's rows (`fp8.quantize_for`), in under 20 s for a 7B
     model; before and after the training the weights are in bf16.  Sixteen seeds of the embedded
     model do not tell its quality from bf16's (benchmarks/results/fp8_quality.json), but one of
     them lost 36 points, and another one gained 11: try both before you rely on it.

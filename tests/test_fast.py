@@ -337,6 +337,28 @@ def test_weights_come_back_from_a_sample_that_failed():
         assert torch.equal(parameter, before[name]) or "layers.1.input_layernorm" in name, name
 
 
+@pytest.mark.parametrize("options", [{}, {"base_precision": "fp8"}], ids=["fp32", "fp8"])
+def test_weights_come_back_when_it_is_stopped_while_taking_them(monkeypatch, options):
+    """By Ctrl-C, or for want of memory: half of a model without weights would be lost."""
+    model = adapted()
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    plain, groups = fast.Group._slots, []
+
+    def stopped(group, dtype):
+        groups.append(group)
+        if len(groups) == 5:
+            raise KeyboardInterrupt
+        return plain(group, dtype)
+
+    monkeypatch.setattr(fast.Group, "_slots", stopped)
+    with pytest.raises(KeyboardInterrupt), fast.fast_layers(model, **FP32, **options):
+        pass
+    own = [layer.weight for group in groups for layer in group.bases]
+    assert all(weight.untyped_storage().nbytes() == weight.nbytes for weight in own)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
 def test_a_gpu_without_fp8_has_no_kernels_that_write_it(monkeypatch):
     kernels = fast.Steps(*["kernel"] * len(dataclasses.fields(fast.Steps)))
     monkeypatch.setattr(fast, "gpu_steps", lambda: kernels)

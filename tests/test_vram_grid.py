@@ -213,13 +213,13 @@ def test_a_row_keeps_its_date_where_most_have_another(tmp_path, monkeypatch):
 
 
 def test_cases_run_one_after_the_other_and_none_twice(tmp_path):
-    lines, names = tmp_path / "rows.jsonl", ["known", "first", "broken", "second"]
+    lines, names = tmp_path / "rows.jsonl", ["known", "first", "second", "broken"]
     lines.write_text(json.dumps({"system": "known"}) + "\n", encoding="utf-8")
     gpu_common.run("tests.echo_case", [{"system": name} for name in names], lines, seconds=120)
     rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
     assert [row["system"] for row in rows] == names
-    assert "no such system" in rows[2]["error"] and "error" not in rows[3]
-    assert rows[3]["at"] > rows[1]["at"] + rows[1]["process_seconds"]
+    assert "no such system" in rows[3]["error"]
+    assert rows[2]["began"] > rows[1]["ended"]  # although its process began before
 
 
 def test_a_case_is_stopped_in_time_and_none_is_begun_too_late(tmp_path, capsys):
