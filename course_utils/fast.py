@@ -81,8 +81,7 @@ def rotate(
 
     cos, sin: [batch or 1, tokens, 1, head_dim].
     """
-    if inner is not None:
-        qkv.addmm_(inner, b.t())
+    _plus(qkv, inner, _turned(b))
     _, length, _, width = cos.shape
     heads = qkv[:, : rotated * width].view(-1, length, rotated, width)
     heads.copy_(turned(heads, cos, sin))
@@ -103,9 +102,7 @@ def swiglu(gate_up: Tensor, inner: Tensor | None, b: Tensor | None, keep: bool) 
 
     keep: whether gate_up itself must hold the sum afterwards (here it always does).
     """
-    if inner is not None:
-        gate_up.addmm_(inner, b.t())
-    gate, up = gate_up.chunk(2, dim=-1)
+    gate, up = _plus(gate_up, inner, _turned(b)).chunk(2, dim=-1)
     return F.silu(gate) * up
 
 
@@ -116,17 +113,19 @@ def swiglu_backward(
     """Adds d_inner @ a_down to grad and inner @ b.T to gate_up; then writes the gradient at gate_up
     into gate_up, and what `swiglu` gave into grad.
     """
-    if d_inner is not None:
-        grad.addmm_(d_inner, a_down)
-    if inner is not None:
-        gate_up.addmm_(inner, b.t())
-    gate, up = gate_up.chunk(2, dim=-1)
+    _plus(grad, d_inner, a_down)
+    gate, up = _plus(gate_up, inner, _turned(b)).chunk(2, dim=-1)
     silu = F.silu(gate)
     made, d_up = silu * up, grad * silu
     d_gate = torch.ops.aten.silu_backward(grad * up, gate)
     grad.copy_(made)
     gate.copy_(d_gate)
     up.copy_(d_up)
+
+
+def residual(made: Tensor, x: Tensor, inner: Tensor | None, b: Tensor | None) -> Tensor:
+    """x + made + inner @ b.T, in the place of made [tokens, width]; x, the largest, last."""
+    return _plus(made, inner, _turned(b)).add_(x)
 
 
 def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor], scales: Sequence[float]) -> None:
@@ -137,14 +136,20 @@ def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor], scales: Seque
 
 @dataclass(frozen=True)
 class Steps:
-    """The elementwise steps: in plain PyTorch, or `kernels`' own."""
+    """The elementwise steps: in plain PyTorch, or `kernels`' own.
 
+    adds: they add an adapter's output on their way, in fp32; else the product before them starts
+    from it.
+    """
+
+    adds: bool = False
     norm: Callable = rms_norm
     norm_backward: Callable = rms_norm_backward
     rotate: Callable = rotate
     rotate_back: Callable = rotate_back
     swiglu: Callable = swiglu
     swiglu_backward: Callable = swiglu_backward
+    residual: Callable = residual
     copy_all: Callable = copy_all
     quantize_rows: Callable = fp8.quantize_rows
     transpose: Callable = fp8.transpose
@@ -159,12 +164,14 @@ def gpu_steps() -> Steps:
     from . import kernels
 
     return Steps(
+        True,
         kernels.rms_norm,
         kernels.rms_norm_backward,
         kernels.rotate,
         kernels.rotate_back,
         kernels.swiglu,
         kernels.swiglu_backward,
+        kernels.residual,
         kernels.copy_all,
         kernels.quantize_rows,
         kernels.transpose,
@@ -235,14 +242,19 @@ class Weight:
             base.weight.data = base.weight.data.clone()
         self.matrix = self.back = None
 
-    def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
-        """x @ W.T, plus `more` (a bias [outputs] or a residual [tokens, outputs])."""
+    def forward(self, x: Tensor, bias: Tensor | None = None, left=None, right=None) -> Tensor:
+        """x @ W.T, plus the bias [outputs] and left @ right."""
         wide = self.matrix.t()
-        return x @ wide if more is None else torch.addmm(more, x, wide)
+        if left is None:
+            return x @ wide if bias is None else torch.addmm(bias, x, wide)
+        start = left @ right if bias is None else torch.addmm(bias, left, right)
+        return start.addmm_(x, wide)
 
-    def backward(self, grad: Tensor) -> Tensor:
-        """grad @ W."""
-        return self.back(grad) if self.back else grad @ self.matrix
+    def backward(self, grad: Tensor, left=None, right=None) -> Tensor:
+        """grad @ W, plus left @ right."""
+        if self.back:
+            return _plus(self.back(grad), left, right)
+        return grad @ self.matrix if left is None else (left @ right).addmm_(grad, self.matrix)
 
 
 class FourBitWeight(Weight):
@@ -295,10 +307,10 @@ def _usual(state: Any) -> bool:
 class _Copy(Weight):
     """A dequantized copy, for one half layer's use."""
 
-    def backward(self, grad: Tensor) -> Tensor:
+    def backward(self, grad: Tensor, left=None, right=None) -> Tensor:
         if self.back:
             self.matrix = None  # the forward product is done, and this one reads another copy
-        return super().backward(grad)
+        return super().backward(grad, left, right)
 
 
 # ------------------------------------------------------------------ layers as groups
@@ -339,12 +351,11 @@ class Group:
             row += size
         return A, B, slots
 
-    def forward(self, weight: Weight, x: Tensor, A: Tensor | None, more: Tensor | None = None):
-        """(x W.T plus `more`, x A.T) for x [tokens, inputs]; the adapter is not yet added."""
-        y = weight.forward(x, self.bias if more is None else more)
-        if more is not None and self.bias is not None:
-            y += self.bias
-        return y, None if A is None else x @ A.t()
+    def forward(self, weight: Weight, x: Tensor, A: Tensor | None, B: Tensor | None):
+        """(x W.T with bias and adapter, x A.T) for x [tokens, inputs]; B None: without adapter."""
+        inner = None if A is None else x @ A.t()
+        left, right = (None, None) if B is None else (inner, B.t())
+        return weight.forward(x, self.bias, left, right), inner
 
     @staticmethod
     def gradients(grad: Tensor, x: Tensor, inner: Tensor | None, d_inner: Tensor | None):
@@ -355,8 +366,8 @@ class Group:
 
 
 def _plus(y: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
-    """y + left @ right, in place; y where there is no adapter."""
-    return y if left is None else y.addmm_(left, right)
+    """y + left @ right, in place; y where there is no adapter, or it is added already."""
+    return y if left is None or right is None else y.addmm_(left, right)
 
 
 def _through(grad: Tensor, B: Tensor | None) -> Tensor | None:
@@ -476,6 +487,10 @@ class Pass:
     steps: Steps
     offload: Offload | None = None
 
+    def turns(self, b: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """(B for a product, B for the step after it): one of them adds the adapter's output."""
+        return (None, b) if self.steps.adds else (b, None)
+
 
 def _mix(layer: Layer, qkv: Tensor, inner, b, run: Pass) -> tuple[list[Tensor], Tensor]:
     """Attention over qkv, as a little graph of its own: (its leaves, its output [tokens, width]).
@@ -509,16 +524,18 @@ class _Attention(torch.autograd.Function):
     def forward(ctx, x, a_qkv, b_qkv, a_out, b_out, layer: Layer, run: Pass):
         norm = layer.norms[0]
         normed, _ = run.steps.norm(x, norm.weight, norm.variance_epsilon)
-        qkv, inner = layer.qkv.forward(layer.qkv.weight.ready(), normed, a_qkv)
+        early, late = run.turns(b_qkv)
+        qkv, inner = layer.qkv.forward(layer.qkv.weight.ready(), normed, a_qkv, early)
         del normed
         keep = any(ctx.needs_input_grad) and not layer.checkpointing
         with torch.set_grad_enabled(keep):
-            leaves, mixed = _mix(layer, qkv, inner, b_qkv, run)
-        made, inner_out = layer.out.forward(layer.out.weight.ready(), mixed.detach(), a_out, more=x)
+            leaves, mixed = _mix(layer, qkv, inner, late, run)
+        early, late = run.turns(b_out)
+        made, inner_out = layer.out.forward(layer.out.weight.ready(), mixed.detach(), a_out, early)
         ctx.graph = (leaves, mixed) if keep else None
         more = () if layer.checkpointing else (inner, inner_out)
         _keep(ctx, layer, run, x, (a_qkv, b_qkv, a_out, b_out), more)
-        return _plus(made, inner_out, _turned(b_out))
+        return run.steps.residual(made, x, inner_out, late)
 
     @staticmethod
     @once_differentiable
@@ -531,14 +548,15 @@ class _Attention(torch.autograd.Function):
         if ctx.graph:
             (leaves, mixed), (inner, inner_out) = ctx.graph, inners
         else:
-            qkv, inner = layer.qkv.forward(weight, normed, a_qkv)
+            early, late = run.turns(b_qkv)
+            qkv, inner = layer.qkv.forward(weight, normed, a_qkv, early)
             with torch.enable_grad():
-                leaves, mixed = _mix(layer, qkv, inner, b_qkv, run)
+                leaves, mixed = _mix(layer, qkv, inner, late, run)
             del qkv
             inner_out = None if a_out is None else mixed.detach() @ a_out.t()
         ctx.graph = None
         d_inner = _through(grad, b_out)
-        dmixed = _plus(layer.out.weight.ready(forward=False).backward(grad), d_inner, a_out)
+        dmixed = layer.out.weight.ready(forward=False).backward(grad, d_inner, a_out)
         d_out = Group.gradients(grad, mixed.detach(), inner_out, d_inner)
         dqkv = _unmix(layer, leaves, mixed, dmixed, run)
         del leaves, mixed, dmixed
@@ -547,7 +565,7 @@ class _Attention(torch.autograd.Function):
         if not ctx.needs_input_grad[0]:  # the first layer: below it nothing is trained
             return None, *d_qkv, *d_out, None, None
         del normed
-        dx = _plus(weight.backward(dqkv), d_inner, a_qkv)
+        dx = weight.backward(dqkv, d_inner, a_qkv)
         dx = run.steps.norm_backward(dx, x, norm.weight, scale, grad)
         return dx, *d_qkv, *d_out, None, None
 
@@ -559,15 +577,17 @@ class _MLP(torch.autograd.Function):
     def forward(ctx, x, a_up, b_up, a_down, b_down, layer: Layer, run: Pass):
         norm = layer.norms[1]
         normed, _ = run.steps.norm(x, norm.weight, norm.variance_epsilon)
-        gate_up, inner = layer.gate_up.forward(layer.gate_up.weight.ready(), normed, a_up)
+        early, late = run.turns(b_up)
+        gate_up, inner = layer.gate_up.forward(layer.gate_up.weight.ready(), normed, a_up, early)
         del normed
-        act = run.steps.swiglu(gate_up, inner, b_up, keep=not layer.checkpointing)
+        act = run.steps.swiglu(gate_up, inner, late, keep=not layer.checkpointing)
         if layer.checkpointing:
             del gate_up
-        made, inner_down = layer.down.forward(layer.down.weight.ready(), act, a_down, more=x)
+        early, late = run.turns(b_down)
+        made, inner_down = layer.down.forward(layer.down.weight.ready(), act, a_down, early)
         more = () if layer.checkpointing else (inner, gate_up, inner_down)
         _keep(ctx, layer, run, x, (a_up, b_up, a_down, b_down), more)
-        return _plus(made, inner_down, _turned(b_down))
+        return run.steps.residual(made, x, inner_down, late)
 
     @staticmethod
     @once_differentiable
@@ -577,16 +597,17 @@ class _MLP(torch.autograd.Function):
         x, a_up, b_up, a_down, b_down, *kept = _kept(ctx)
         norm = layer.norms[1]
         normed, scale = run.steps.norm(x, norm.weight, norm.variance_epsilon)
-        inner_down = added = None
+        inner_down = late = None
         if kept:
             inner, gate_up, inner_down = kept
         else:
-            gate_up, inner = added = layer.gate_up.forward(weight, normed, a_up)
+            early, late = run.turns(b_up)
+            gate_up, inner = layer.gate_up.forward(weight, normed, a_up, early)
         d_inner = _through(grad, b_down)
         act = layer.down.weight.ready(forward=False).backward(grad)
         # the last use of both: they take their gradients, after what is still to be added
-        missing = (inner, b_up) if added else (None, None)
-        run.steps.swiglu_backward(act, gate_up, d_inner, a_down, *missing)
+        missing = None if late is None else inner
+        run.steps.swiglu_backward(act, gate_up, d_inner, a_down, missing, late)
         if inner_down is None and a_down is not None:
             inner_down = act @ a_down.t()
         d_down = Group.gradients(grad, act, inner_down, d_inner)
@@ -594,7 +615,7 @@ class _MLP(torch.autograd.Function):
         d_inner = _through(gate_up, b_up)
         d_up = Group.gradients(gate_up, normed, inner, d_inner)
         del normed
-        dx = _plus(weight.backward(gate_up), d_inner, a_up)
+        dx = weight.backward(gate_up, d_inner, a_up)
         dx = run.steps.norm_backward(dx, x, norm.weight, scale, grad)
         return dx, *d_up, *d_down, None, None
 

@@ -171,18 +171,20 @@ class Fp8Weight:
         for base, home in zip(self.bases, self.home, strict=True):
             base.weight.data = home.to(base.weight.device)
 
-    def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
-        """x @ W.T, plus `more` (a bias [outputs] or a residual [tokens, outputs])."""
+    def forward(self, x: Tensor, bias: Tensor | None = None, left=None, right=None) -> Tensor:
+        """x @ W.T, plus the bias [outputs] and left @ right."""
         if self.matrix is None:
             self._hold(lambda matrix: quantize_for(matrix, x, self.steps.round_columns))
         short, scale = self.steps.quantize_rows(x)
         y = scaled_product(short, self.matrix.t(), scale, self.scale.t(), x.dtype)
-        return y if more is None else y.add_(more)
+        y = y if bias is None else y.add_(bias)
+        return y if left is None else y.addmm_(left, right)
 
-    def backward(self, grad: Tensor) -> Tensor:
-        """grad @ W."""
+    def backward(self, grad: Tensor, left=None, right=None) -> Tensor:
+        """grad @ W, plus left @ right."""
         turned = self.steps.transpose(self.matrix.view(torch.uint8)).view(FP8)  # [inputs, outputs]
-        return back_product(grad, self.scale.flatten(), turned, self.steps.quantize_rows)
+        dx = back_product(grad, self.scale.flatten(), turned, self.steps.quantize_rows)
+        return dx if left is None else dx.addmm_(left, right)
 
 
 @functools.cache

@@ -106,16 +106,14 @@ def _swiglu(gate_up, inner, b, out, rows, width, rank,
     inside = (row < rows)[:, None] & (at < width)
     place = gate_up + row[:, None] * 2 * width + at[None, :]
     gate, up = tl.load(place, inside, 0.0), tl.load(place + width, inside, 0.0)
+    gate, up = gate.to(tl.float32), up.to(tl.float32)
     if RANK:
-        more = _product(inner, b, row, rows, at, width, 1, rank, rank, RANK)
-        gate = (gate.to(tl.float32) + more).to(gate.dtype)
-        more = _product(inner, b + width * rank, row, rows, at, width, 1, rank, rank, RANK)
-        up = (up.to(tl.float32) + more).to(up.dtype)
+        gate += _product(inner, b, row, rows, at, width, 1, rank, rank, RANK)
+        up += _product(inner, b + width * rank, row, rows, at, width, 1, rank, rank, RANK)
         if KEEP:
             tl.store(place, gate, inside)
             tl.store(place + width, up, inside)
-    wide = gate.to(tl.float32)
-    made = (wide * tl.sigmoid(wide)).to(gate.dtype) * up
+    made = gate * tl.sigmoid(gate) * up
     tl.store(out + row[:, None] * width + at[None, :], made, inside)
 
 
@@ -140,6 +138,20 @@ def _swiglu_backward(grad, gate_up, d_inner, a_down, inner, b, rows, width, rank
     tl.store(source, silu * up, inside)
     tl.store(place, wide * up * share * (1 + gate - silu), inside)
     tl.store(place + width, wide * silu, inside)
+
+
+@triton.jit
+def _residual(made, x, inner, b, rows, width, rank,
+              RANK: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    row, at = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.program_id(0) * BLOCK
+    row, at = row.to(tl.int64), at + tl.arange(0, BLOCK)
+    inside = (row < rows)[:, None] & (at < width)
+    place = row[:, None] * width + at[None, :]
+    value = tl.load(made + place, inside, 0.0).to(tl.float32)
+    if RANK:
+        value += _product(inner, b, row, rows, at, width, 1, rank, rank, RANK)
+    value += tl.load(x + place, inside, 0.0).to(tl.float32)
+    tl.store(made + place, value, inside)
 
 
 @triton.jit
@@ -370,6 +382,17 @@ def swiglu_backward(
         0 if d_inner is None else d_inner.shape[1], 0 if inner is None else inner.shape[1],
         DOWN=down, RANK=rank, ROWS=tile[0], BLOCK=tile[1], num_warps=4,
     )  # fmt: skip
+
+
+def residual(made: Tensor, x: Tensor, inner: Tensor | None, b: Tensor | None) -> Tensor:
+    """x + made + inner @ b.T, summed in fp32, in the place of made [tokens, width]."""
+    rows, width = made.shape
+    rank = _rank(inner, made, None if b is None else b.t())
+    _residual[(triton.cdiv(width, 64), triton.cdiv(rows, 64))](
+        made, x.contiguous(), inner, b, rows, width, 0 if inner is None else inner.shape[1],
+        RANK=rank, ROWS=64, BLOCK=64, num_warps=4,
+    )  # fmt: skip
+    return made
 
 
 def quantize_rows(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:

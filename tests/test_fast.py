@@ -141,6 +141,28 @@ def test_bf16_is_within_rounding():
     torch.testing.assert_close(value, short.float(), rtol=0.02, atol=0.02)
 
 
+def last_states(dtype: torch.dtype, adapter: float) -> torch.Tensor:
+    """Of a model whose residual is large; adapter: standard deviation of its adapters' B."""
+    model = adapted(targets=["o_proj", "down_proj"])
+    model.get_input_embeddings().weight.data *= 64
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_().mul_(adapter)
+        parameter.data = parameter.data.bfloat16().to(dtype)
+    ids = torch.arange(512).view(8, 64)
+    with torch.no_grad(), fast.fast_layers(model, dtype=dtype):
+        return fast.decoder_of(model)(input_ids=ids).last_hidden_state.float()
+
+
+def test_in_bf16_a_small_adapter_counts_beside_a_large_residual():
+    wide, short = (
+        last_states(dtype, 2e-3) - last_states(dtype, 0)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    share = (wide * short).sum() / wide.square().sum()
+    assert share > 0.9  # added to the sum of residual and product, less than half of it is left
+
+
 # ------------------------------------------------------------------------------- attention
 
 

@@ -113,6 +113,16 @@ def test_swiglu_and_its_backward(rank, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rank", RANKS)
+def test_residual(rank, dtype):
+    (branch, x), (inner, b) = (made(2, 70, 300, dtype=dtype)), adapter(70, 300, rank, dtype)
+    plain = fast.residual(branch.clone(), x, inner, b)
+    ours = branch.clone()
+    assert kernels.residual(ours, x, inner, b) is ours
+    same(ours, plain)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_cross_entropy_and_its_gradient(dtype):
     logits = 3 * made(5, 9000, dtype=dtype)
     targets = torch.tensor([0, 7, 8999, 8192, 300], device=PLACE)
