@@ -110,10 +110,12 @@ def lora_config() -> Any:
 
 
 def peft_model(shape: str, method: str, checkpointing: bool) -> Any:
-    """Base and adapter as PEFT's documentation puts them together."""
+    """Base and adapter as PEFT's documentation puts them together; the base alone for "full"."""
     from peft import get_peft_model, prepare_model_for_kbit_training
 
     model = load_base(shape, method)
+    if method == "full":
+        return model
     if method == "qlora":
         model = prepare_model_for_kbit_training(
             model,
@@ -128,13 +130,17 @@ def unsloth_model(shape: str, method: str, checkpointing: bool, length: int) -> 
     """(model with adapter, tokenizer) as Unsloth's notebooks make them."""
     from unsloth import FastLanguageModel
 
+    again = "unsloth" if checkpointing else False
     model, tokenizer = FastLanguageModel.from_pretrained(
         str(model_folder(shape)), max_seq_length=length, dtype=torch.bfloat16,
-        load_in_4bit=method == "qlora", local_files_only=True,
+        load_in_4bit=method == "qlora", full_finetuning=method == "full",
+        use_gradient_checkpointing=again, local_files_only=True,
     )  # fmt: skip
+    if method == "full":
+        return model, tokenizer
     model = FastLanguageModel.get_peft_model(
         model, r=RANK, lora_alpha=ALPHA, lora_dropout=0, bias="none", target_modules=LINEAR,
-        use_gradient_checkpointing="unsloth" if checkpointing else False, random_state=SEED,
+        use_gradient_checkpointing=again, random_state=SEED,
     )  # fmt: skip
     return model, tokenizer
 
@@ -146,6 +152,7 @@ def peer_arguments(batch: int, steps: int, checkpointing: bool, folder: str) -> 
         "learning_rate": RATE, "lr_scheduler_type": "constant", "bf16": torch.cuda.is_available(),
         "seed": SEED, "data_seed": SEED, "logging_steps": 1, "save_strategy": "no",
         "report_to": "none", "disable_tqdm": True, "gradient_checkpointing": checkpointing,
+        "gradient_accumulation_steps": 1,  # Unsloth's `SFTConfig` has 2 unless it is told
     }  # fmt: skip
     if checkpointing:
         keywords["gradient_checkpointing_kwargs"] = {"use_reentrant": False}

@@ -52,24 +52,25 @@ def token_rows(shape: str) -> list[dict[str, list[int]]]:
 
 
 class TokenMeter(StepMeter):
-    """Counts each step's real tokens too, by looking at what the model is given."""
+    """Counts each step's real tokens too, by looking at all that the model is given."""
 
     def __init__(self, warm: int) -> None:
         super().__init__(warm)
         self.counted: list[Any] = []  # numbers, or tensors on the GPU: it is not waited for here
         self.positions: list[int] = []  # padding counted
-        self._seen: dict[str, Any] = {}
+        self._seen: list[dict[str, Any]] = []  # of this step: several where it accumulates
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         model.register_forward_pre_hook(self._look, with_kwargs=True)
 
     def _look(self, module: Any, arguments: tuple, inputs: dict[str, Any]) -> None:
-        self._seen = inputs
+        self._seen.append(inputs)
 
     def on_step_end(self, args, state, control, **kwargs):
         super().on_step_end(args, state, control, **kwargs)
-        self.counted.append(real_tokens(self._seen))
-        self.positions.append(self._seen["input_ids"].numel())
+        self.counted.append(sum(real_tokens(seen) for seen in self._seen))
+        self.positions.append(sum(seen["input_ids"].numel() for seen in self._seen))
+        self._seen.clear()
 
     def figures(self) -> Row:
         """Speed over all steps after the warm-up, with the share of positions that are tokens."""

@@ -1,4 +1,4 @@
-"""Our training step beside its peers' on one GPU: LoRA and QLoRA of a 7B model, the same tokens.
+"""Our training step beside its peers' on one GPU: LoRA, QLoRA, full fine-tuning of a 7B model.
 
     python -m benchmarks.peers_gpu build --tokenizer FOLDER   # the model, once: 13.8 GB of disk
     python -m benchmarks.peers_gpu run --seconds 900          # rows go to $OUT/peers.jsonl
@@ -7,6 +7,7 @@
 
 Llama-2-7B's shape with 49,152 words and random weights in bf16; rank 16, alpha 32 on all linear
 layers, no dropout; 4 rows of 1024 random tokens a step, AdamW at 2e-4, gradients clipped at 1.
+Full fine-tuning, always with checkpointing: weights and AdamW's averages in bf16, at 1e-5.
 All systems draw the same adapters and take the rows in the same order (one seed, the Trainer's own
 sampler), which the losses of each step show.  Systems:
 
@@ -35,7 +36,8 @@ BATCH, STEPS, WARM = 4, 20, 4
 LENGTH = {"7b": 1024, "1b": 1024, "tiny": 64}  # tokens of a row
 ORDER = ("ours", "unsloth", "ours_fp8_gradients", "ours_fp8", "trl", "plain", "liger")
 FIRST = ORDER[:4]  # the most important, should time run out
-METHODS = ("lora", "qlora")
+METHODS = ("lora", "qlora", "full")
+FULL = {"base_precision": "bf16", "learning_rate": 1e-5}  # a recipe's fields for that method
 PEERS = ("unsloth", "trl", "plain", "liger")
 # A recipe's fields beyond those that all systems share, by system.
 EXTRA: dict[str, dict[str, Any]] = {
@@ -43,6 +45,7 @@ EXTRA: dict[str, dict[str, Any]] = {
     "ours_fp8": {"base_precision": "fp8"},
     "ours_fp8_gradients": {"gradient_precision": "fp8"},
 }
+OF = {"ours_fp8": ("lora",), "ours_fp8_gradients": ("lora", "qlora")}  # methods; else all
 
 
 def tokens(case: Case) -> list[list[int]]:
@@ -67,6 +70,7 @@ def ours(case: Case, meter: StepMeter) -> None:
         "max_length": length, "group_by_length": False, "precision": "bf16", "seed": SEED,
         "checkpointing": case["checkpointing"],
     }  # fmt: skip
+    fields |= FULL if case["method"] == "full" else {}
     fields |= EXTRA[case["system"]] | case.get("recipe", {})
     encoded = Encoded([{"input_ids": row, "labels": row} for row in rows], report)
     with tempfile.TemporaryDirectory() as folder:
@@ -89,7 +93,7 @@ def peer_trainer(case: Case, meter: StepMeter) -> None:
     ]
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            **common.peer_arguments(BATCH, STEPS, checkpointing, folder),
+            **_arguments(case, folder, checkpointing),
             use_liger_kernel=case["system"] == "liger",
         )
         trainer = Trainer(
@@ -97,6 +101,12 @@ def peer_trainer(case: Case, meter: StepMeter) -> None:
             data_collator=default_data_collator,
         )  # fmt: skip
         trainer.train()
+
+
+def _arguments(case: Case, folder: str, checkpointing: bool) -> dict[str, Any]:
+    """What all peers get, as keywords of `TrainingArguments`."""
+    keywords = common.peer_arguments(BATCH, STEPS, checkpointing, folder)
+    return keywords | ({"learning_rate": FULL["learning_rate"]} if case["method"] == "full" else {})
 
 
 def trl(case: Case, meter: StepMeter) -> None:
@@ -108,13 +118,14 @@ def trl(case: Case, meter: StepMeter) -> None:
     model = common.load_base(case["shape"], case["method"])
     tokenizer = AutoTokenizer.from_pretrained(common.model_folder(case["shape"]))
     with tempfile.TemporaryDirectory() as folder:
-        keywords = common.peer_arguments(BATCH, STEPS, case["checkpointing"], folder)
+        keywords = _arguments(case, folder, case["checkpointing"])
         common.set_seed(SEED)
         trainer = SFTTrainer(
             model=model, args=SFTConfig(**keywords, max_length=LENGTH[case["shape"]]),
             train_dataset=Dataset.from_dict({"input_ids": tokens(case)}),
             processing_class=tokenizer,
-            peft_config=common.lora_config(), callbacks=[meter],
+            peft_config=None if case["method"] == "full" else common.lora_config(),
+            callbacks=[meter],
         )  # fmt: skip
         trainer.train()
 
@@ -142,11 +153,14 @@ def cases(shape: str, only: str | None, recipe: str | None) -> list[Case]:
     made = []
     for names, method, checkpointing in itertools.product(halves, METHODS, (True, False)):
         for name in names:
-            if name == "ours_fp8" and method != "lora":
+            if not checkpointing and method == "full":  # not measured
+                continue
+            if method not in OF.get(name, METHODS):
                 continue
             case = {"system": name, "method": method, "checkpointing": checkpointing}
             # offload: what a checkpoint keeps waits in the machine's memory
-            fields = {"recipe": {"offload": checkpointing} | extra} if name in EXTRA else {}
+            offload = {"offload": checkpointing and method != "full"}
+            fields = {"recipe": offload | extra} if name in EXTRA else {}
             made.append(case | {"shape": shape} | fields)
     return made
 

@@ -193,7 +193,7 @@ def _name(row: dict) -> str:
 def test_peaks_measured_on_an_h200(row):
     shape = {**KNOWN["llama-2-7b"], "vocab_size": 49152, "max_position_embeddings": 8192}
     fields = {name: row[name] for name in ("method", "checkpointing")} | row["recipe"]
-    fields |= peers_gpu.EXTRA[row["system"]]
+    fields |= peers_gpu.EXTRA[row["system"]] | (peers_gpu.FULL if row["method"] == "full" else {})
     recipe = Recipe(batch_size=row["batch"], precision="bf16", **fields)
     found = estimate(shape, recipe, length=row["length"])
     assert found.allocated_gib == pytest.approx(row["peak_gib"], rel=0.005)

@@ -166,6 +166,9 @@ def test_the_ranking_is_what_was_measured():
             row = rows[system, method, checkpointing]
             assert row["batch"] * row["length"] == TOKENS
             assert seconds == pytest.approx(row["seconds_per_step"], rel=0.05)
+    shape, recipe = shape_of("llama-2-7b"), Recipe(method="full", checkpointing=True)
+    full = seconds_per_token(shape, recipe, TOKENS) * TOKENS * 6.88e9 / shape.parameters
+    assert full == pytest.approx(rows["ours", "full", True]["seconds_per_step"], rel=0.05)
 
 
 def test_the_model_of_speed_gives_back_what_it_was_made_from():

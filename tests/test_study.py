@@ -141,8 +141,9 @@ def test_fp8_costs_less_than_seeds_differ_by():
 
 def test_what_chapters_4_and_11_say_beside_their_figures():
     ledger = claims.ledger()
-    stock, ours = (figure.value for figure in ledger["3.2-time"].measured)
-    assert round(stock, 1) == 1.2 and ours > 1.5 * stock  # "the larger factor"
+    *stock, ours = (figure.value for figure in ledger["3.2-time"].measured)
+    assert all(round(ratio, 1) == 0.9 for ratio in stock)  # "nine tenths"
+    assert 1.8 < ours < 2  # "nearly twice"
     level = next(figure for figure in ledger["10.1-qlora-good"].measured)
     assert level.value > 99  # QLoRA cost "nothing that could be told" there
     price = results.read("fp8_quality")["summary"]["score"]["4 bits"]["less_bf16"]

@@ -44,19 +44,19 @@ def measured(results: Path = ROOT / "benchmarks" / "results") -> str:
 
 
 def gpu_table(results: Path) -> list[str]:
-    """Tokens a second and memory of our step and Unsloth's; whether all are of one run."""
+    """Tokens a second and memory of our step and Unsloth's."""
     peers = json.loads((results / "peers_h200.json").read_text(encoding="utf-8"))
     found = {(r["system"], r["method"], r["checkpointing"]): r for r in peers["rows"]}
-    about = f"The same code on one {peers['device']}: LoRA of a 7B shape, 4 x 1,024 tokens a step"
-    runs = len({row.get("run") for row in peers["rows"] if row["system"] in ("ours", "unsloth")})
-    when = "in the same run" if runs == 1 else "(rows of two runs: the result file says which)"
-    lines = [f"{about}, beside Unsloth {peers['versions']['unsloth']} {when}:", ""]
+    about = f"The same code on one {peers['device']}, a 7B shape, 4 x 1,024 tokens a step"
+    beside = f"beside Unsloth {peers['versions']['unsloth']} in the same run"
+    lines = [f"{about}, {beside} (full fine-tuning in transformers' own layers):", ""]
     lines += ["| | tokens/s | GiB | Unsloth | GiB |", "|---|---|---|---|---|"]
     for (system, method, checkpointing), row in found.items():
         peer = found[("unsloth", method, checkpointing)]
         if system != "ours" or "error" in row:
             continue
-        name = {"lora": "LoRA", "qlora": "QLoRA"}[method] + ", checkpointing" * checkpointing
+        name = {"lora": "LoRA", "qlora": "QLoRA", "full": "full, in bf16"}[method]
+        name += ", checkpointing" * checkpointing
         lines.append(f"| {name} | {_cells(row)} | {_cells(peer)} |")
     return lines + ["", _repeated(peers["repeats"]), "", *_in_fp8(peers, results)]
 
@@ -65,14 +65,19 @@ def _repeated(runs: list[dict]) -> str:
     """A sentence on the same cases in the other runs that have them all."""
     found = []
     for run in runs:
-        ours = [row["unsloth"]["speed"] for row in run["summary"]
+        ours = [row["unsloth"]["speed"] for row in _adapters(run)
                 if row["system"] == "ours" and "unsloth" in row]  # fmt: skip
         if len(ours) == 4:
             found.append(", ".join(f"{ratio:.2f}" for ratio in ours))
     return (
-        f"The same on {len(found)} more cards, in the table's order: {'; '.join(found)} times "
-        "Unsloth's speed."
+        f"LoRA and QLoRA on {len(found)} more cards, in the table's order: {'; '.join(found)} "
+        "times Unsloth's speed."
     )
+
+
+def _adapters(run: dict) -> list[dict]:
+    """The ratios of LoRA and QLoRA."""
+    return [row for row in run["summary"] if row["method"] != "full"]
 
 
 def _in_fp8(peers: dict, results: Path) -> list[str]:
@@ -90,7 +95,7 @@ def _in_fp8(peers: dict, results: Path) -> list[str]:
         ("ours_fp8_gradients", "fp8 gradients", '`gradient_precision: "fp8"`'),
         ("ours_fp8", "fp8", '`base_precision: "fp8"` (LoRA)'),
     ):
-        beside = [row["unsloth"] for row in peers["summary"] if row["system"] == system]
+        beside = [row["unsloth"] for row in _adapters(peers) if row["system"] == system]
         cells = [", ".join(f"{row[key]:.2f}" for row in beside) for key in ("speed", "memory")]
         lines.append(f"| {name} | {' | '.join(cells)} | {_price(quality['summary'], base)} |")
     return lines

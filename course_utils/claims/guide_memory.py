@@ -412,17 +412,19 @@ TIME = (
         "3.2-time", "2.2, 3.1, 3.2", "time", "LoRA trains faster than full fine-tuning",
         at_least(1, tolerance=0, implied=True),
         (
-            times("tokens a second, LoRA over full, 7B, bf16, checkpointing, both in stock layers",
-                  _Ref("growth_h200", "tokens_per_second",
-                       {"trick": "stock layers, chunked loss, checkpointing"}),
-                  grid("full-bf16-4x512", "tokens_per_second")),
-            times("LoRA in this course's layers, with offload, 4 x 512",
-                  grid("lora-bf16-checkpointing", "tokens_per_second"),
-                  grid("full-bf16-4x512", "tokens_per_second")),
+            times("tokens a second, LoRA over full, 7B, bf16, checkpointing, in TRL",
+                  peers("lora", True, "tokens_per_second", "trl"),
+                  peers("full", True, "tokens_per_second", "trl")),
+            times("in transformers' Trainer",
+                  peers("lora", True, "tokens_per_second", "plain"),
+                  peers("full", True, "tokens_per_second", "plain")),
+            times("in this course's, with layers of its own and offload for LoRA",
+                  peers("lora", True, "tokens_per_second"),
+                  peers("full", True, "tokens_per_second")),
         ),
-        {HOLDS: "No gradients and no optimizer step for the frozen weights; the forward pass and "
-                "the way back through the layers stay, so it is no order of magnitude. Faster "
-                "layers add to it.",
+        {HOLDS: "No gradients and no optimizer step for the frozen weights.",
+         DEPENDS: "No gradients and no optimizer step for the frozen weights, but small steps more "
+                  "for each adapter, which take longer than that in stock layers.",
          FALSE: "The passes through the layers are the same."},
     ),
 )  # fmt: skip
