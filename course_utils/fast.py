@@ -5,8 +5,9 @@ of the rest is spent on reading and writing activations once more than needed.  
 does about it (benchmarks/NOTES.md has the figure that each brought):
 
 1. q, k and v read the same input, and so do gate and up: each set is one product (`Group`).
-2. An adapter's output is added in place, by whatever reads the base's output next; its scale sits
-   in B.
+2. An adapter's output is what the base's product starts from, or it is added by the kernel that
+   reads that product next: small as it is, bf16 would round it away beside what is larger.  Its
+   scale sits in B.
 3. The backward pass is written by hand (`_Attention`, `_MLP`).  It keeps a layer's input, q, k, v,
    the attention's output and gate/up; norms and SwiGLU are made again from those.
 4. Checkpointing keeps the inputs alone and makes again only what the backward pass reads: the two
@@ -487,7 +488,7 @@ class Pass:
     steps: Steps
     offload: Offload | None = None
 
-    def turns(self, b: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    def adding(self, b: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """(B for a product, B for the step after it): one of them adds the adapter's output."""
         return (None, b) if self.steps.adds else (b, None)
 
@@ -524,13 +525,13 @@ class _Attention(torch.autograd.Function):
     def forward(ctx, x, a_qkv, b_qkv, a_out, b_out, layer: Layer, run: Pass):
         norm = layer.norms[0]
         normed, _ = run.steps.norm(x, norm.weight, norm.variance_epsilon)
-        early, late = run.turns(b_qkv)
+        early, late = run.adding(b_qkv)
         qkv, inner = layer.qkv.forward(layer.qkv.weight.ready(), normed, a_qkv, early)
         del normed
         keep = any(ctx.needs_input_grad) and not layer.checkpointing
         with torch.set_grad_enabled(keep):
             leaves, mixed = _mix(layer, qkv, inner, late, run)
-        early, late = run.turns(b_out)
+        early, late = run.adding(b_out)
         made, inner_out = layer.out.forward(layer.out.weight.ready(), mixed.detach(), a_out, early)
         ctx.graph = (leaves, mixed) if keep else None
         more = () if layer.checkpointing else (inner, inner_out)
@@ -548,7 +549,7 @@ class _Attention(torch.autograd.Function):
         if ctx.graph:
             (leaves, mixed), (inner, inner_out) = ctx.graph, inners
         else:
-            early, late = run.turns(b_qkv)
+            early, late = run.adding(b_qkv)
             qkv, inner = layer.qkv.forward(weight, normed, a_qkv, early)
             with torch.enable_grad():
                 leaves, mixed = _mix(layer, qkv, inner, late, run)
@@ -577,13 +578,13 @@ class _MLP(torch.autograd.Function):
     def forward(ctx, x, a_up, b_up, a_down, b_down, layer: Layer, run: Pass):
         norm = layer.norms[1]
         normed, _ = run.steps.norm(x, norm.weight, norm.variance_epsilon)
-        early, late = run.turns(b_up)
+        early, late = run.adding(b_up)
         gate_up, inner = layer.gate_up.forward(layer.gate_up.weight.ready(), normed, a_up, early)
         del normed
         act = run.steps.swiglu(gate_up, inner, late, keep=not layer.checkpointing)
         if layer.checkpointing:
             del gate_up
-        early, late = run.turns(b_down)
+        early, late = run.adding(b_down)
         made, inner_down = layer.down.forward(layer.down.weight.ready(), act, a_down, early)
         more = () if layer.checkpointing else (inner, gate_up, inner_down)
         _keep(ctx, layer, run, x, (a_up, b_up, a_down, b_down), more)
@@ -601,7 +602,7 @@ class _MLP(torch.autograd.Function):
         if kept:
             inner, gate_up, inner_down = kept
         else:
-            early, late = run.turns(b_up)
+            early, late = run.adding(b_up)
             gate_up, inner = layer.gate_up.forward(weight, normed, a_up, early)
         d_inner = _through(grad, b_down)
         act = layer.down.weight.ready(forward=False).backward(grad)
