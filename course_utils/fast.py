@@ -488,9 +488,12 @@ class Pass:
     steps: Steps
     offload: Offload | None = None
 
-    def adding(self, b: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """(B for a product, B for the step after it): one of them adds the adapter's output."""
-        return (None, b) if self.steps.adds else (b, None)
+    def adding(self, b: Tensor | None, step: bool = True) -> tuple[Tensor | None, Tensor | None]:
+        """(B for a product, B for the step after it): one of them adds the adapter's output.
+
+        step: whether what comes after it is one of `steps`.
+        """
+        return (None, b) if step and self.steps.adds else (b, None)
 
 
 def _mix(layer: Layer, qkv: Tensor, inner, b, run: Pass) -> tuple[list[Tensor], Tensor]:
@@ -503,7 +506,7 @@ def _mix(layer: Layer, qkv: Tensor, inner, b, run: Pass) -> tuple[list[Tensor], 
         leaves = [part.detach().requires_grad_() for part in layer.heads(qkv, run.rows)]
         q, k, v = leaves
     else:
-        leaves = [_plus(qkv, inner, _turned(b)).detach().requires_grad_()]
+        leaves = [qkv.detach().requires_grad_()]
         q, k, v = layer.heads(leaves[0], run.rows)
         q, k = (norm(x) for norm, x in zip(layer.head_norms, (q, k), strict=True))
         q, k = (turned(x, run.cos, run.sin) for x in (q, k))
@@ -525,7 +528,7 @@ class _Attention(torch.autograd.Function):
     def forward(ctx, x, a_qkv, b_qkv, a_out, b_out, layer: Layer, run: Pass):
         norm = layer.norms[0]
         normed, _ = run.steps.norm(x, norm.weight, norm.variance_epsilon)
-        early, late = run.adding(b_qkv)
+        early, late = run.adding(b_qkv, layer.head_norms is None)
         qkv, inner = layer.qkv.forward(layer.qkv.weight.ready(), normed, a_qkv, early)
         del normed
         keep = any(ctx.needs_input_grad) and not layer.checkpointing
@@ -549,7 +552,7 @@ class _Attention(torch.autograd.Function):
         if ctx.graph:
             (leaves, mixed), (inner, inner_out) = ctx.graph, inners
         else:
-            early, late = run.adding(b_qkv)
+            early, late = run.adding(b_qkv, layer.head_norms is None)
             qkv, inner = layer.qkv.forward(weight, normed, a_qkv, early)
             with torch.enable_grad():
                 leaves, mixed = _mix(layer, qkv, inner, late, run)
