@@ -243,15 +243,20 @@ class Weight:
             base.weight.data = base.weight.data.clone()
         self.matrix = self.back = None
 
-    def forward(self, x: Tensor, bias: Tensor | None = None, left=None, right=None) -> Tensor:
-        """x @ W.T, plus the bias [outputs] and left @ right."""
+    def forward(
+        self, x: Tensor, bias: Tensor | None = None,
+        left: Tensor | None = None, right: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """x @ W.T, plus the bias [outputs] and left @ right (from which the product starts)."""
         wide = self.matrix.t()
         if left is None:
             return x @ wide if bias is None else torch.addmm(bias, x, wide)
         start = left @ right if bias is None else torch.addmm(bias, left, right)
         return start.addmm_(x, wide)
 
-    def backward(self, grad: Tensor, left=None, right=None) -> Tensor:
+    def backward(
+        self, grad: Tensor, left: Tensor | None = None, right: Tensor | None = None
+    ) -> Tensor:
         """grad @ W, plus left @ right."""
         if self.back:
             return _plus(self.back(grad), left, right)
@@ -308,7 +313,9 @@ def _usual(state: Any) -> bool:
 class _Copy(Weight):
     """A dequantized copy, for one half layer's use."""
 
-    def backward(self, grad: Tensor, left=None, right=None) -> Tensor:
+    def backward(
+        self, grad: Tensor, left: Tensor | None = None, right: Tensor | None = None
+    ) -> Tensor:
         if self.back:
             self.matrix = None  # the forward product is done, and this one reads another copy
         return super().backward(grad, left, right)

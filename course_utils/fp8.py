@@ -171,7 +171,10 @@ class Fp8Weight:
         for base, home in zip(self.bases, self.home, strict=True):
             base.weight.data = home.to(base.weight.device)
 
-    def forward(self, x: Tensor, bias: Tensor | None = None, left=None, right=None) -> Tensor:
+    def forward(
+        self, x: Tensor, bias: Tensor | None = None,
+        left: Tensor | None = None, right: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """x @ W.T, plus the bias [outputs] and left @ right."""
         if self.matrix is None:
             self._hold(lambda matrix: quantize_for(matrix, x, self.steps.round_columns))
@@ -180,7 +183,9 @@ class Fp8Weight:
         y = y if bias is None else y.add_(bias)
         return y if left is None else y.addmm_(left, right)
 
-    def backward(self, grad: Tensor, left=None, right=None) -> Tensor:
+    def backward(
+        self, grad: Tensor, left: Tensor | None = None, right: Tensor | None = None
+    ) -> Tensor:
         """grad @ W, plus left @ right."""
         turned = self.steps.transpose(self.matrix.view(torch.uint8)).view(FP8)  # [inputs, outputs]
         dx = back_product(grad, self.scale.flatten(), turned, self.steps.quantize_rows)

@@ -70,7 +70,7 @@ def _repeated(runs: list[dict]) -> str:
         if len(ours) == 4:
             found.append(", ".join(f"{ratio:.2f}" for ratio in ours))
     return (
-        f"LoRA and QLoRA on {len(found)} more cards, in the table's order: {'; '.join(found)} "
+        f"LoRA and QLoRA in {len(found)} more runs, in the table's order: {'; '.join(found)} "
         "times Unsloth's speed."
     )
 

@@ -40,8 +40,8 @@ SECONDS = {
 TOKENS, PARAMETERS, LAYERS = 4096, 6.88e9, 32  # of that step and that model
 # What the CPU needs to start a step's kernels, however short they are (benchmarks/NOTES.md)
 LAUNCH_SECONDS = {False: 0.100, True: 0.140}
-# Full fine-tuning over LoRA in the stock layers, with checkpointing: half as much arithmetic again,
-# but no adapters to pass through, which takes the stock layers as long.
+# Full fine-tuning over LoRA in the stock layers, both in bf16 with checkpointing (measured there
+# alone): a third more arithmetic, but no adapters to pass through, which takes longer.
 FULL_FACTOR = 0.92
 SAME_SPEED = 0.01  # differences below this are none: less memory decides
 MARGIN = f"needs count in the estimate's error (3 % or more) and {SPARE_GIB} GiB to spare"
