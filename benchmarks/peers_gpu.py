@@ -5,8 +5,14 @@
     python -m benchmarks.peers_gpu run --only plain,liger --seconds 300
     python -m benchmarks.peers_gpu collect peers.jsonl        # writes results/peers_h200.json
 
+Losses alone, in four minutes on two CPU cores (`build --shape small` before):
+
+    python -m benchmarks.peers_gpu run --shape small --only ours,plain,exact --methods lora
+    python -m benchmarks.peers_gpu collect peers.jsonl --name losses_cpu
+
 Llama-2-7B's shape with 49,152 words and random weights in bf16; rank 16, alpha 32 on all linear
 layers, no dropout; 4 rows of 1024 random tokens a step, AdamW at 2e-4, gradients clipped at 1.
+The rows come again ten times, so that they are learned by heart and the losses fall.
 Full fine-tuning, always with checkpointing: weights and AdamW's averages in bf16, at 1e-5.
 All systems draw the same adapters and take the rows in the same order (one seed, the Trainer's own
 sampler), which the losses of each step show.  Systems:
@@ -15,6 +21,7 @@ sampler), which the losses of each step show.  Systems:
   the products that gradients pass back through in fp8 alone
 - unsloth: its model under transformers' Trainer; trl: `SFTTrainer` with its default loss
 - plain: transformers' Trainer and PEFT; liger: the same with `use_liger_kernel`
+- exact: as plain, but all of it in fp32: the losses that the others should have, at any speed
 """
 
 from __future__ import annotations
@@ -33,8 +40,9 @@ from benchmarks.gpu_common import SEED, Case, Row, StepMeter
 
 MODULE = "benchmarks.peers_gpu"
 BATCH, STEPS, WARM = 4, 20, 4
-LENGTH = {"7b": 1024, "1b": 1024, "tiny": 64}  # tokens of a row
-ORDER = ("ours", "unsloth", "ours_fp8_gradients", "ours_fp8", "trl", "plain", "liger")
+LENGTH = {"7b": 1024, "1b": 1024, "small": 128, "tiny": 64}  # tokens of a row
+ROWS = 8  # that differ
+ORDER = ("ours", "unsloth", "ours_fp8_gradients", "ours_fp8", "trl", "plain", "liger", "exact")
 FIRST = ORDER[:4]  # the most important, should time run out
 METHODS = ("lora", "qlora", "full")
 FULL = {"base_precision": "bf16", "learning_rate": 1e-5}  # a recipe's fields for that method
@@ -45,13 +53,15 @@ EXTRA: dict[str, dict[str, Any]] = {
     "ours_fp8": {"base_precision": "fp8"},
     "ours_fp8_gradients": {"gradient_precision": "fp8"},
 }
-OF = {"ours_fp8": ("lora",), "ours_fp8_gradients": ("lora", "qlora")}  # methods; else all
+# Methods of a system; else all.
+OF = {"ours_fp8": ("lora",), "ours_fp8_gradients": ("lora", "qlora"), "exact": ("lora",)}
 
 
 def tokens(case: Case) -> list[list[int]]:
-    """The token rows; each is trained on once."""
+    """The token rows: `ROWS` of them, again and again."""
     draw, length = random.Random(SEED), LENGTH[case["shape"]]
-    return [[draw.randrange(3, 32000) for _ in range(length)] for _ in range(STEPS * BATCH)]
+    rows = [[draw.randrange(3, 32000) for _ in range(length)] for _ in range(ROWS)]
+    return rows * (STEPS * BATCH // ROWS)
 
 
 def ours(case: Case, meter: StepMeter) -> None:
@@ -78,22 +88,23 @@ def ours(case: Case, meter: StepMeter) -> None:
 
 
 def peer_trainer(case: Case, meter: StepMeter) -> None:
-    """transformers' Trainer: as it is, with Liger's kernels, or with Unsloth's model."""
+    """transformers' Trainer: as it is, with Liger's kernels, in fp32, or with Unsloth's model."""
     from transformers import Trainer, TrainingArguments, default_data_collator
 
-    checkpointing = case["checkpointing"]
+    checkpointing, exact = case["checkpointing"], case["system"] == "exact"
     if case["system"] == "unsloth":  # checkpoints by itself, so the Trainer is told nothing of it
         length = LENGTH[case["shape"]]
         model, _ = common.unsloth_model(case["shape"], case["method"], checkpointing, length)
         checkpointing = False
     else:
-        model = common.peft_model(case["shape"], case["method"], checkpointing)
+        dtype = "float32" if exact else "bfloat16"
+        model = common.peft_model(case["shape"], case["method"], checkpointing, dtype)
     data = [
         {"input_ids": row, "labels": row, "attention_mask": [1] * len(row)} for row in tokens(case)
     ]
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            **_arguments(case, folder, checkpointing),
+            **_arguments(case, folder, checkpointing) | {"bf16": not exact},
             use_liger_kernel=case["system"] == "liger",
         )
         trainer = Trainer(
@@ -132,7 +143,7 @@ def trl(case: Case, meter: StepMeter) -> None:
 
 TRAIN: dict[str, Callable[[Case, StepMeter], None]] = {
     **dict.fromkeys(EXTRA, ours), "unsloth": peer_trainer, "trl": trl, "plain": peer_trainer,
-    "liger": peer_trainer,
+    "liger": peer_trainer, "exact": peer_trainer,
 }  # fmt: skip
 
 
@@ -146,15 +157,16 @@ def measure(case: Case) -> Row:
     return {"batch": BATCH, "length": length, "tokens_per_second": round(rate, 1)} | figures
 
 
-def cases(shape: str, only: str | None, recipe: str | None) -> list[Case]:
+def cases(shape: str, only: str | None, recipe: str | None, methods: str | None) -> list[Case]:
     """All cases: ours and its rivals in turn, method by method; then the others."""
     extra, chosen = json.loads(recipe) if recipe else {}, only.split(",") if only else ORDER
     halves = [n for n in chosen if n in FIRST], [n for n in chosen if n not in FIRST]
     made = []
-    for names, method, checkpointing in itertools.product(halves, METHODS, (True, False)):
+    of = methods.split(",") if methods else METHODS
+    for names, method, checkpointing in itertools.product(halves, of, (True, False)):
         for name in names:
-            if not checkpointing and method == "full":  # not measured
-                continue
+            if not checkpointing and method == "full" or checkpointing and name == "exact":
+                continue  # not measured
             if method not in OF.get(name, METHODS):
                 continue
             case = {"system": name, "method": method, "checkpointing": checkpointing}
@@ -170,20 +182,36 @@ def collect(files: list[str], name: str, notes: list[str] | None) -> Path:
     rows = common.read_rows(files)
     made = [ratio for system in EXTRA for ratio in common.ratios(rows, system, PEERS)]
     about = "ours / peer: above 1 is better in speed, below 1 in peak memory"
-    return common.write_result(name, {"summary_is": about, "summary": made, "rows": rows}, notes)
+    exact = from_exact(rows)
+    result = {"summary_is": about, "summary": made} | ({"from_exact": exact} if exact else {})
+    return common.write_result(name, result | {"rows": rows}, notes)
+
+
+def from_exact(rows: list[Row]) -> list[Row]:
+    """How far the losses of LoRA are from those in fp32: at most and at the end, in nats."""
+    curves = {row["shape"]: row["losses"] for row in rows if row["system"] == "exact"}
+    found = []
+    for row in rows:
+        if row["shape"] in curves and row["method"] == "lora" and row["system"] != "exact":
+            pairs = zip(row["losses"], curves[row["shape"]], strict=True)
+            gaps = [round(loss - exact, 4) for loss, exact in pairs]
+            found.append({key: row[key] for key in ("system", "checkpointing", "shape")}
+                         | {"largest": max(gaps, key=abs), "last": gaps[-1]})  # fmt: skip
+    return found
 
 
 def main() -> None:
     """The command line; see the top of this file."""
     parser = common.parser(__doc__, ["build", "run", "one", "collect"], name="peers_h200")
     parser.add_argument("--tokenizer", help="build: folder with the tokenizer's files")
+    parser.add_argument("--methods", help="of lora, qlora and full, separated by commas; or all")
     given = parser.parse_args()
     if given.action == "build":
         print(common.build(given.shape, given.tokenizer))
     elif given.action == "one":
         common.answer(json.loads(given.what[0]), measure)
     elif given.action == "run":
-        wanted = cases(given.shape, given.only, given.recipe)
+        wanted = cases(given.shape, given.only, given.recipe, given.methods)
         common.run(MODULE, wanted, common.lines_path("peers"), given.seconds)
     else:
         print(collect(given.what, given.name, given.note))

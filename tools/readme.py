@@ -58,7 +58,27 @@ def gpu_table(results: Path) -> list[str]:
         name = {"lora": "LoRA", "qlora": "QLoRA", "full": "full, in bf16"}[method]
         name += ", checkpointing" * checkpointing
         lines.append(f"| {name} | {_cells(row)} | {_cells(peer)} |")
-    return lines + ["", _repeated(peers["repeats"]), "", *_in_fp8(peers, results)]
+    lines += ["", _repeated(peers["repeats"]), "", _losses(peers, results), ""]
+    return lines + _in_fp8(peers, results)
+
+
+def _losses(peers: dict, results: Path) -> str:
+    """How equal the losses in bf16 are: to each other on the GPU, and to those in fp32."""
+    apart = []
+    for method in ("lora", "qlora"):
+        last = [row["final_loss"] for row in peers["rows"]
+                if row["method"] == method and row["system"] in ("ours", "unsloth")]  # fmt: skip
+        apart.append(max(last) - min(last))
+    small = json.loads((results / "losses_cpu.json").read_text(encoding="utf-8"))["from_exact"]
+    ours, plain = (
+        max(abs(row["largest"]) for row in small if row["system"] == system)
+        for system in ("ours", "plain")
+    )
+    return (
+        f"Losses of LoRA and QLoRA end within {max(apart):.3f} of Unsloth's. Against the same "
+        f"training in fp32 (a small model, 20 steps), ours in bf16 is off by at most {ours:.4f}, "
+        f"the plain Trainer in bf16 by {plain:.4f}."
+    )
 
 
 def _repeated(runs: list[dict]) -> str:
@@ -70,8 +90,8 @@ def _repeated(runs: list[dict]) -> str:
         if len(ours) == 4:
             found.append(", ".join(f"{ratio:.2f}" for ratio in ours))
     return (
-        f"LoRA and QLoRA in {len(found)} more runs, in the table's order: {'; '.join(found)} "
-        "times Unsloth's speed."
+        f"LoRA and QLoRA in {len(found)} earlier runs, in the table's order: {'; '.join(found)} "
+        "times Unsloth's speed (without xformers, which Unsloth has in the table)."
     )
 
 

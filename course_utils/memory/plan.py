@@ -32,17 +32,17 @@ CARDS = (6, 8, 10, 12, 16, 24, 32, 40, 48, 80, 96, 141, 180)  # GiB that cards a
 # parameters, 32 layers), by (method, checkpointing).  From benchmarks/results/peers_h200.json, to
 # 5 %: the rows of "ours" for the fast layers, those of TRL for the stock ones.
 SECONDS = {
-    "fast": {("lora", False): 0.2068, ("lora", True): 0.2724,
-             ("qlora", False): 0.2155, ("qlora", True): 0.2785},
-    "stock": {("lora", False): 0.3896, ("lora", True): 0.548,
-              ("qlora", False): 0.37, ("qlora", True): 0.5333},
+    "fast": {("lora", False): 0.2136, ("lora", True): 0.2753,
+             ("qlora", False): 0.2207, ("qlora", True): 0.2834},
+    "stock": {("lora", False): 0.4089, ("lora", True): 0.5703,
+              ("qlora", False): 0.3773, ("qlora", True): 0.5596},
 }  # fmt: skip
 TOKENS, PARAMETERS, LAYERS = 4096, 6.88e9, 32  # of that step and that model
 # What the CPU needs to start a step's kernels, however short they are (benchmarks/NOTES.md)
 LAUNCH_SECONDS = {False: 0.100, True: 0.140}
 # Full fine-tuning over LoRA in the stock layers, both in bf16 with checkpointing (measured there
 # alone): a third more arithmetic, but no adapters to pass through, which takes longer.
-FULL_FACTOR = 0.92
+FULL_FACTOR = 0.91
 SAME_SPEED = 0.01  # differences below this are none: less memory decides
 MARGIN = f"needs count in the estimate's error (3 % or more) and {SPARE_GIB} GiB to spare"
 RANKED_BY = (
