@@ -365,6 +365,14 @@ def parser(about: str, actions: list[str], *, name: str) -> argparse.ArgumentPar
     return made
 
 
+def named(said: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    """The names in `said`, separated by commas; all that are known if nothing is said."""
+    found = tuple(said.split(",")) if said else known
+    if odd := [name for name in found if name not in known]:
+        raise SystemExit(f"There is no {', '.join(odd)} to measure: choose of {', '.join(known)}.")
+    return found
+
+
 def lines_path(name: str) -> Path:
     """The JSON-lines file of this run: in $OUT if that is set, else in the temporary folder."""
     return Path(os.environ.get("OUT") or tempfile.gettempdir()) / f"{name}.jsonl"

@@ -180,7 +180,7 @@ def measure(case: Case) -> Row:
 def cases(shape: str, only: str | None, recipe: str | None) -> list[Case]:
     """One case a system; all train LoRA without checkpointing."""
     made = []
-    for name in only.split(",") if only else SYSTEMS:
+    for name in common.named(only, SYSTEMS):
         case = {"system": name, "method": "lora", "checkpointing": False, "shape": shape}
         made.append(case | ({"recipe": json.loads(recipe)} if recipe and name == "ours" else {}))
     return made

@@ -159,10 +159,10 @@ def measure(case: Case) -> Row:
 
 def cases(shape: str, only: str | None, recipe: str | None, methods: str | None) -> list[Case]:
     """All cases: ours and its rivals in turn, method by method; then the others."""
-    extra, chosen = json.loads(recipe) if recipe else {}, only.split(",") if only else ORDER
+    extra, chosen = json.loads(recipe) if recipe else {}, common.named(only, ORDER)
     halves = [n for n in chosen if n in FIRST], [n for n in chosen if n not in FIRST]
     made = []
-    of = methods.split(",") if methods else METHODS
+    of = common.named(methods, METHODS)
     for names, method, checkpointing in itertools.product(halves, of, (True, False)):
         for name in names:
             if not checkpointing and method == "full" or checkpointing and name == "exact":

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from course_utils import display
+from course_utils.display import style
 from course_utils.display.panel_figure import BAR, SCALE, WIDTH, PanelFigure
 from course_utils.display.progress import Progress, RunningAverage, duration, lines_of
 from course_utils.display.style import COLORS, figure_png
@@ -288,6 +290,29 @@ def _cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def test_a_font_installed_after_matplotlibs_first_start_is_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from matplotlib import font_manager
+
+    mono = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSansMono.ttf")
+    odd = tmp_path / "odd.ttf"
+    odd.write_bytes(b"no font")
+    fonts = font_manager.fontManager
+    before = [font for font in fonts.ttflist if font.name != "DejaVu Sans Mono"]
+    monkeypatch.setattr(fonts, "ttflist", before)
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(odd), str(mono)])
+    monkeypatch.setattr(style, "CJK_FONTS", ("None Such", "DejaVu Sans Mono"))
+    style._font_families.cache_clear()
+    try:
+        assert style._font_families() == ["DejaVu Sans", "DejaVu Sans Mono"]
+        monkeypatch.setattr(style, "CJK_FONTS", ("None Such",))
+        style._font_families.cache_clear()
+        assert style._font_families() == ["DejaVu Sans"]
+    finally:
+        style._font_families.cache_clear()
 
 
 def test_the_learners_settings_stay() -> None:

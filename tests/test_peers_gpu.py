@@ -42,6 +42,8 @@ def test_exact_is_trained_once_and_methods_can_be_chosen():
     assert {case["method"] for case in found} == {"lora"}
     assert [case["checkpointing"] for case in found if case["system"] == "exact"] == [False]
     assert len(found) == 3
+    with pytest.raises(SystemExit, match="no dora to measure: choose of lora, qlora, full"):
+        peers_gpu.cases("small", None, None, "lora,dora")
 
 
 def test_in_bf16_our_losses_are_those_of_fp32():

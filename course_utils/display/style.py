@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -44,10 +44,27 @@ CJK_FONTS = (
 @cache
 def _font_families() -> list[str]:
     """DejaVu (shipped with matplotlib, so the same everywhere), then a font that has Chinese."""
+    if not _chinese_fonts():
+        _look_for_new_fonts()
+    return ["DejaVu Sans", *_chinese_fonts()[:1]]
+
+
+def _chinese_fonts() -> list[str]:
+    """Those of `CJK_FONTS` that matplotlib knows of."""
     from matplotlib import font_manager
 
-    installed = set(font_manager.get_font_names())
-    return ["DejaVu Sans", *[name for name in CJK_FONTS if name in installed][:1]]
+    known = set(font_manager.get_font_names())
+    return [name for name in CJK_FONTS if name in known]
+
+
+def _look_for_new_fonts() -> None:
+    """Tell matplotlib of the fonts that came after its first start: its list is from then."""
+    from matplotlib import font_manager
+
+    fonts = font_manager.fontManager
+    for path in set(font_manager.findSystemFonts()) - {font.fname for font in fonts.ttflist}:
+        with suppress(Exception):  # some are of a kind that matplotlib cannot read
+            fonts.addfont(path)
 
 
 @cache
