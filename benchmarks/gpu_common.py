@@ -36,7 +36,8 @@ GIB = 2**30
 MARK = "RESULT "  # begins the line of output that holds a case's row
 SEED, RATE, RANK, ALPHA, VOCABULARY = 0, 2e-4, 16, 32, 49152
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-SAME = ("method", "checkpointing", "shape")  # what two rows must share to be compared
+# What two rows must share to be compared (sequences: of a step, where rows are packed)
+SAME = ("method", "checkpointing", "shape", "sequences")
 PEERS = ("unsloth", "unsloth_zoo", "trl", "liger-kernel", "triton", "xformers", "torchao")
 SHAPES: dict[str, dict[str, int]] = {
     "7b": {  # Llama-2-7B

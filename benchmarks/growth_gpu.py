@@ -243,7 +243,8 @@ def plot(found: list[Row], picture: Path) -> None:
             slope = (end[1] - start[1]) / (end[0] - start[0])
             axis.plot([0, xs[-1]], [start[1] + slope * (x - start[0]) for x in (0, xs[-1])], ":",
                       label="straight line")  # fmt: skip
-            axis.set(xlabel=unit, ylabel=name, xlim=(0, None), ylim=(0, None))
+            run = "\n(an earlier run)" if any("run" in row for row in picked) else ""
+            axis.set(xlabel=unit + run, ylabel=name, xlim=(0, None), ylim=(0, None))
     axes[0, 0].legend()
     figure.suptitle("LoRA step of a 7B shape with checkpointing and offload, one H200")
     figure.savefig(picture, dpi=70)

@@ -7,8 +7,12 @@
 Rows of random tokens as long as Alpaca's (alpaca_lengths.json), cut at 512; LoRA of rank 16 on all
 linear layers, no checkpointing.  Systems:
 
-- ours: `training.run`, rows packed to 4096 tokens, one such sequence a step, answers trained on
+- ours: `training.run`, rows packed to 4096 tokens, answers trained on
 - unsloth: TRL's SFTTrainer with Unsloth's packing, the same lengths, answers trained on
+
+Both with one such sequence a step, where what a trainer does between two steps weighs most, and
+with four, one after the other (gradient accumulation, as in most recipes).  Beside them, once:
+
 - plain: transformers' Trainer, 8 rows a step padded to the longest of them, answers trained on
 - guide: the same with every row padded to 512 and trained on the prompt too
 
@@ -34,15 +38,17 @@ LENGTHS = Path(__file__).parent / "alpaca_lengths.json"
 SYSTEMS = ("ours", "unsloth", "plain", "guide")
 STEPS, WARM, BATCH = 30, 8, 8
 CUT = 512  # tokens of a row at most
+SEQUENCES = (1, 4)  # packed ones of a step
 PACKED = {"7b": 4096, "1b": 4096, "tiny": 512}  # tokens of a packed sequence
 IGNORE = -100
 
 
-def token_rows(shape: str) -> list[dict[str, list[int]]]:
-    """Random rows of Alpaca's lengths, enough for `STEPS` packed sequences, labels on answers."""
+def token_rows(shape: str, sequences: int = 1) -> list[dict[str, list[int]]]:
+    """Random rows of Alpaca's lengths, labels on answers: enough for `STEPS` steps of so many
+    packed sequences."""
     pairs = json.loads(LENGTHS.read_text(encoding="utf-8"))["pairs"]
     draw, rows, total = random.Random(SEED), [], 0
-    while total < (STEPS + 2) * PACKED[shape]:
+    while total < (STEPS * sequences + 2) * PACKED[shape]:
         prompt, response = draw.choice(pairs)
         prompt = min(prompt, CUT - 1)
         ids = [draw.randrange(3, 32000) for _ in range(min(prompt + response, CUT))]
@@ -100,16 +106,16 @@ def ours(case: Case, meter: StepMeter) -> None:
     from course_utils.encoding import Encoded, EncodingReport
     from course_utils.recipes import from_dict
 
-    rows = token_rows(case["shape"])
+    rows = token_rows(case["shape"], case["sequences"])
     lengths = [len(row["input_ids"]) for row in rows]
     labelled = sum(label != IGNORE for row in rows for label in row["labels"])
     report = EncodingReport(len(rows), sum(lengths), labelled, max(lengths), 0, len(rows))
     fields = {
         "model": str(common.model_folder(case["shape"])), "method": "lora", "rank": common.RANK,
         "alpha": common.ALPHA, "learning_rate": common.RATE, "schedule": "constant", "warmup": 0.0,
-        "batch_size": 1, "max_steps": STEPS, "max_length": CUT, "packing": True,
-        "pack_length": PACKED[case["shape"]], "group_by_length": False, "precision": "bf16",
-        "seed": SEED,
+        "batch_size": 1, "gradient_accumulation": case["sequences"], "max_steps": STEPS,
+        "max_length": CUT, "packing": True, "pack_length": PACKED[case["shape"]],
+        "group_by_length": False, "precision": "bf16", "seed": SEED,
     }  # fmt: skip
     recipe = from_dict(fields | case.get("recipe", {}))
     with tempfile.TemporaryDirectory() as folder:
@@ -123,10 +129,11 @@ def unsloth(case: Case, meter: StepMeter) -> None:
 
     length = PACKED[case["shape"]]
     model, tokenizer = common.unsloth_model(case["shape"], "lora", False, length)
-    rows = token_rows(case["shape"])
+    rows = token_rows(case["shape"], case["sequences"])
     columns = {name: [row[name] for row in rows] for name in ("input_ids", "labels")}
     with tempfile.TemporaryDirectory() as folder:
         keywords = common.peer_arguments(1, STEPS, False, folder)
+        keywords["gradient_accumulation_steps"] = case["sequences"]
         trainer = SFTTrainer(
             model=model, args=SFTConfig(**keywords, max_length=length, packing=True),
             train_dataset=Dataset.from_dict(columns), processing_class=tokenizer,
@@ -178,11 +185,14 @@ def measure(case: Case) -> Row:
 
 
 def cases(shape: str, only: str | None, recipe: str | None) -> list[Case]:
-    """One case a system; all train LoRA without checkpointing."""
-    made = []
-    for name in common.named(only, SYSTEMS):
-        case = {"system": name, "method": "lora", "checkpointing": False, "shape": shape}
-        made.append(case | ({"recipe": json.loads(recipe)} if recipe and name == "ours" else {}))
+    """One case a system and number of sequences; all train LoRA without checkpointing."""
+    about, made = {"method": "lora", "checkpointing": False, "shape": shape}, []
+    extra = {"recipe": json.loads(recipe)} if recipe else {}
+    for sequences in SEQUENCES:
+        for name in common.named(only, SYSTEMS):
+            if sequences == 1 or name in SYSTEMS[:2]:  # the others pack nothing
+                case = {"system": name, **about, "sequences": sequences}
+                made.append(case | (extra if name == "ours" else {}))
     return made
 
 

@@ -30,3 +30,26 @@ def test_a_steps_tokens_are_those_of_all_its_batches(tmp_path):
 def test_no_peer_accumulates_batches_unasked(tmp_path):
     keywords = gpu_common.peer_arguments(4, 2, False, str(tmp_path))
     assert keywords["gradient_accumulation_steps"] == 1
+
+
+def test_ours_and_unsloth_are_compared_at_one_and_at_four_sequences_a_step():
+    cases = packing_gpu.cases("tiny", None, None)
+    by = {count: [c["system"] for c in cases if c["sequences"] == count] for count in (1, 4)}
+    assert by == {1: ["ours", "unsloth", "plain", "guide"], 4: ["ours", "unsloth"]}
+    enough = 4 * packing_gpu.STEPS * packing_gpu.PACKED["tiny"]
+    assert sum(len(row["input_ids"]) for row in packing_gpu.token_rows("tiny", 4)) > enough
+    rows = [
+        {"losses": [1.0], "peak_gib": 1.0, "tokens_per_second": speed, **case}
+        for case, speed in zip(cases, (8, 4, 2, 1, 9, 6), strict=True)
+    ]
+    one, four = gpu_common.ratios(rows, "ours", packing_gpu.SYSTEMS[1:])
+    assert one["unsloth"]["speed"] == 2 and four["unsloth"]["speed"] == 1.5
+    assert "guide" in one and "guide" not in four
+
+
+def test_our_steps_hold_the_sequences_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_common, "model_folder", lambda shape: tmp_path)
+    case = {"system": "ours", "method": "lora", "checkpointing": False, "shape": "tiny"}
+    gpu_common.build("tiny", None)
+    found = packing_gpu.measure(case | {"sequences": 4})
+    assert 3 * 512 < found["tokens_per_step"] <= 4 * 512 and len(found["losses"]) == 30

@@ -66,7 +66,7 @@ def test_all_that_compute_in_bf16_come_to_the_same_loss(method):
     made = json.loads((RESULTS / "peers_h200.json").read_text(encoding="utf-8"))
     rows = [r for r in made["rows"] if r["method"] == method and r["system"] in IN_BF16]
     last = [r["final_loss"] for r in rows]
-    assert len(rows) == 5 if method == "full" else 10
+    assert len(rows) == (5 if method == "full" else 10)
     assert max(last) - min(last) < 0.03 and rows[0]["losses"][0] - min(last) > 4
     first = {(r["system"], r["checkpointing"]): r["losses"][1] for r in rows}
     if method != "full":

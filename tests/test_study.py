@@ -148,7 +148,9 @@ def test_what_chapters_4_and_11_say_beside_their_figures():
     level = next(figure for figure in ledger["10.1-qlora-good"].measured)
     assert level.value > 99  # QLoRA cost "nothing that could be told" there
     price = results.read("fp8_quality")["summary"]["score"]["4 bits"]["less_bf16"]
-    assert round(100 * price) == -5
+    before = results.read("fp8_quality")["repeats"][-1]["summary"]["score"]
+    assert (round(100 * price), round(100 * before["4 bits"]["less_bf16"])) == (-5, -14)
+    assert -1 < before["fp8 gradients"]["less_bf16"] / before["fp8 gradients"]["error"] < 0
 
 
 def test_what_chapter_11_says_of_single_seeds():
