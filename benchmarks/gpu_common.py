@@ -359,7 +359,7 @@ def parser(about: str, actions: list[str], *, name: str) -> argparse.ArgumentPar
     made.add_argument("what", nargs="*", help="one: the case as JSON; collect: the files")
     made.add_argument("--shape", default="7b", choices=list(SHAPES))
     made.add_argument("--seconds", type=float, default=560, help="stop after these")
-    made.add_argument("--only", help="systems, separated by commas")
+    made.add_argument("--only", help="systems (growth: studies), separated by commas")
     made.add_argument("--recipe", help='more fields of our recipe, as JSON: {"kernels": false}')
     made.add_argument("--note", action="append", help="collect: a remark to keep with the rows")
     made.add_argument("--name", default=name, help="collect: the file in results/, without .json")

@@ -1,6 +1,7 @@
 """What each trick of the fast layers brings, and how cost grows with the work, on one GPU.
 
     python -m benchmarks.growth_gpu run --seconds 200     # rows go to $OUT/growth.jsonl
+    python -m benchmarks.growth_gpu run --only size       # of the studies below, by name
     python -m benchmarks.growth_gpu collect growth.jsonl  # results/growth_h200.json and its plots
 
 Random weights made on the card, LoRA of rank 16 on all linear layers, bf16, random tokens, AdamW;
@@ -33,6 +34,7 @@ from benchmarks.gpu_common import ALPHA, GIB, LINEAR, RANK, RATE, RESULTS, VOCAB
 from course_utils import compat, fast, loss
 
 STEPS, WARM = 4, 2
+ALL = ("ablation", "length", "batch", "rank", "size")  # studies, in this order
 SMALL = {"checkpointing": True, "offload": True, "kernels": True}  # least memory
 SIZES: dict[str, tuple[int, int, int, int, int]] = {
     # width, MLP width, layers, heads, heads of k and v
@@ -163,35 +165,51 @@ def growth(model: torch.nn.Module, study: str, points: list[tuple[int, int]]) ->
             yield {"study": study} | measure(model, ids)
 
 
-def rows(size: str) -> Iterator[Row]:
-    """All studies; `size` "tiny" tries them on a CPU."""
-    scale = 1 if size != "tiny" else 32
-    model = adapted(base(size))
-    yield from ablation(model, scale)
-    lengths = [128, 512, 1024, 2048, 4096, 8192, 16384, 32768]
-    yield from growth(model, "length", [(1, n // scale) for n in lengths])
-    for row in growth(model, "batch", [(n, 1024 // scale) for n in (1, 2, 4, 8, 16)]):
-        yield row
-        if row["batch"] == 4:
-            count = sum(p.numel() for p in model.parameters())
-            yield row | {"study": "size", "size": size, "parameters": count}
+def by_rank(model: torch.nn.Module, scale: int) -> Iterator[Row]:
+    """One row a rank, each with an adapter of its own on the same base."""
     for rank in (4, 64, 256):
         model = adapted(model.unload(), rank)
         for row in growth(model, "rank", [(4, 1024 // scale)]):
             yield row | {"rank": rank}
-    for other in ("0.5b", "1b", "3b") if size != "tiny" else ():
-        del model
-        gc.collect()
+
+
+def by_size(size: str, scale: int) -> Iterator[Row]:
+    """One row a model; "tiny" alone where that is tried."""
+    for name in [size] if size == "tiny" else [size, "0.5b", "1b", "3b"]:
+        gc.collect()  # the model before this one
         torch.cuda.empty_cache()
-        model = adapted(base(other))
-        for row in growth(model, "size", [(4, 1024)]):
-            yield row | {"size": other, "parameters": sum(p.numel() for p in model.parameters())}
+        model = adapted(base(name))
+        count = sum(p.numel() for p in model.parameters())
+        for row in growth(model, "size", [(4, 1024 // scale)]):
+            yield row | {"size": name, "parameters": count}
+        del model
 
 
-def run(lines: Path, seconds: float, size: str) -> None:
+def rows(size: str, studies: tuple[str, ...] = ALL) -> Iterator[Row]:
+    """These studies; `size` "tiny" tries them on a CPU."""
+    scale = 1 if size != "tiny" else 32
+    lengths = [128, 512, 1024, 2048, 4096, 8192, 16384, 32768]
+    points = {
+        "length": [(1, n // scale) for n in lengths],
+        "batch": [(n, 1024 // scale) for n in (1, 2, 4, 8, 16)],
+    }
+    model = adapted(base(size)) if set(studies) - {"size"} else None
+    for study in [name for name in ALL if name in studies]:
+        if study == "ablation":
+            yield from ablation(model, scale)
+        elif study == "rank":
+            yield from by_rank(model, scale)
+        elif study == "size":
+            model = None  # one model at a time
+            yield from by_size(size, scale)
+        else:
+            yield from growth(model, study, points[study])
+
+
+def run(lines: Path, seconds: float, size: str, studies: tuple[str, ...]) -> None:
     """Measure until `seconds` have passed; a row goes to the file as soon as it is there."""
     end = time.monotonic() + seconds
-    for row in rows(size):
+    for row in rows(size, studies):
         with lines.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row | common.facts()) + "\n")
         name = row.get("trick") or f"{row['batch']} x {row['length']}"
@@ -243,8 +261,7 @@ def plot(found: list[Row], picture: Path) -> None:
             slope = (end[1] - start[1]) / (end[0] - start[0])
             axis.plot([0, xs[-1]], [start[1] + slope * (x - start[0]) for x in (0, xs[-1])], ":",
                       label="straight line")  # fmt: skip
-            run = "\n(an earlier run)" if any("run" in row for row in picked) else ""
-            axis.set(xlabel=unit + run, ylabel=name, xlim=(0, None), ylim=(0, None))
+            axis.set(xlabel=unit, ylabel=name, xlim=(0, None), ylim=(0, None))
     axes[0, 0].legend()
     figure.suptitle("LoRA step of a 7B shape with checkpointing and offload, one H200")
     figure.savefig(picture, dpi=70)
@@ -273,7 +290,8 @@ def main() -> None:
     parser = common.parser(__doc__, ["run", "collect"], name="growth_h200")
     given = parser.parse_args()
     if given.action == "run":
-        run(common.lines_path("growth"), given.seconds, given.shape)
+        studies = common.named(given.only, ALL)
+        run(common.lines_path("growth"), given.seconds, given.shape, studies)
     else:
         print(collect(given.what, given.name, given.note))
 
