@@ -83,11 +83,23 @@ def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     batch, length, heads, _ = q.shape
     if not q.is_cuda and batch * heads * length * length <= SCORES:
         return _Products.apply(q, k, v)
+    if _takes_no_shared_heads(q, k):
+        k, v = (x.repeat_interleave(heads // x.shape[2], dim=2) for x in (k, v))
     made = F.scaled_dot_product_attention(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
         is_causal=True, enable_gqa=q.shape[2] != k.shape[2],
     )  # fmt: skip
     return made.transpose(1, 2)
+
+
+def _takes_no_shared_heads(q: Tensor, k: Tensor) -> bool:
+    """Whether k and v must be repeated for each head of q, lest all scores be kept.
+
+    Of torch's fused kernels flash attention alone takes fewer heads of k and v; where it does not
+    run (fp32, GPUs before Ampere) torch would silently take plain products, whose memory grows with
+    the square of the length.
+    """
+    return q.shape[2] != k.shape[2] and q.is_cuda and not compat.has_flash_attention(q.dtype)
 
 
 class _Products(torch.autograd.Function):

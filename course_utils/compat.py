@@ -146,15 +146,21 @@ def rng_state_for(checkpoint: Any, count: int, index: int) -> None:
 
 
 @functools.cache
-def has_varlen_attention(dtype: Any) -> bool:
-    """Whether torch's attention over packed rows runs here: torch 2.10, a GPU from Ampere on."""
+def has_flash_attention(dtype: Any) -> bool:
+    """Whether torch's flash attention runs here in this precision: 16 bits, from Ampere on."""
     import torch
 
+    return dtype in (torch.float16, torch.bfloat16) and torch.cuda.get_device_capability() >= (8, 0)
+
+
+@functools.cache
+def has_varlen_attention(dtype: Any) -> bool:
+    """Whether torch's attention over packed rows runs here: torch 2.10, and flash attention."""
     try:
         from torch.nn.attention.varlen import varlen_attn  # noqa: F401
     except ImportError:
         return False
-    return dtype in (torch.float16, torch.bfloat16) and torch.cuda.get_device_capability() >= (8, 0)
+    return has_flash_attention(dtype)
 
 
 def varlen_attention(q: Any, k: Any, v: Any, starts: Any, longest: int) -> Any:

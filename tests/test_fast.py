@@ -173,12 +173,25 @@ def test_attention_by_products_equals_torchs_own(heads, monkeypatch):
     k, v = (torch.randn(2, 7, heads[1], 8, dtype=torch.float64, requires_grad=True) for _ in "kv")
     rows, weight = attention.Rows.lines(torch.zeros(2, 7)), torch.randn(2, 7, heads[0], 8)
     made = []
-    for most in (attention.SCORES, 0):
+    for most, repeat in ((attention.SCORES, False), (0, False), (0, heads[0] != heads[1])):
         monkeypatch.setattr(attention, "SCORES", most)
+        monkeypatch.setattr(attention, "_takes_no_shared_heads", lambda q, k, say=repeat: say)
         out = attention.attend(q, k, v, rows)
         made.append((out, *torch.autograd.grad((out * weight).sum(), (q, k, v))))
-    for ours, own in zip(*made, strict=True):
+    for ours, own, repeated in zip(*made, strict=True):
         torch.testing.assert_close(ours, own)
+        torch.testing.assert_close(repeated, own)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_in_fp32_a_gpu_keeps_no_scores_where_heads_are_shared():
+    q = torch.randn(1, 4096, 8, 64, device="cuda", requires_grad=True)
+    k, v = (torch.randn(1, 4096, 2, 64, device="cuda", requires_grad=True) for _ in "kv")
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    attention.attend(q, k, v, attention.Rows.lines(q[..., 0, 0])).sum().backward()
+    scores = 8 * 4096 * 4096 * 4
+    assert torch.cuda.max_memory_allocated() - before < scores / 4
 
 
 def test_rows_are_told_apart_by_their_positions():

@@ -204,7 +204,7 @@ def dry_run(
         counter = stack.enter_context(StorageCounter())
         _fill(model)
         stack.enter_context(_as_on_a_gpu(model))
-        stack.enter_context(loss.answers_only(model))
+        stack.enter_context(loss.answers_only(model, stock=gpus > 1))
         if mesh is None:
             stack.enter_context(_layers(model, recipe))
         else:

@@ -39,8 +39,12 @@ GIB = 2**30
 # GiB in 14 runs of a 7B model.  cuBLAS asks torch for 32 MiB on Hopper for each thread that
 # multiplies: the one that runs forward and the one that runs backward
 # (aten/src/ATen/cuda/CublasHandlePool.cpp).  Runs that offload took 0.07 GiB more (0.068 and 0.074
-# in two rows of benchmarks/results/vram_grid.json), for a second stream and pinned memory.
-HARDWARE = {"context_gib": 0.745, "offload_gib": 0.07, "workspace_mib": 32, "threads": 2}
+# in two rows of benchmarks/results/vram_grid.json), for a second stream and pinned memory.  In each
+# of two processes on two H200s it took 0.83 GiB more (benchmarks/results/several_gpus_h200.json),
+# which NCCL holds to send data.
+HARDWARE = {
+    "context_gib": 0.745, "offload_gib": 0.07, "nccl_gib": 0.83, "workspace_mib": 32, "threads": 2,
+}  # fmt: skip
 PAGED_FROM = 100_000  # numbers from which bitsandbytes pages an optimizer state
 EIGHT_BIT_FROM = 4096  # numbers from which it holds one in 8 bits
 # Of the process total, either way.  Tensors are known within 0.5 %; how much the allocator has
@@ -160,7 +164,8 @@ def make_job(
     precision = "bf16" if recipe.precision == "auto" else recipe.precision
     varlen_gqa = _torch_at_least(torch_version, 2, 13)
     recipe, sharding = sharing(recipe, gpus, sharding)
-    job = Job(shape, recipe, length, labelled, varlen_gqa, precision, gpus, sharding)
+    own_loss = sharding == "fsdp"  # as `loop` has it
+    job = Job(shape, recipe, length, labelled, varlen_gqa, precision, gpus, sharding, own_loss)
     job.check()
     return job
 
@@ -273,6 +278,8 @@ def _summary(job: Job, held: Held, peaks: Peaks) -> Estimate:
     process = peaks.reserved / GIB + paged + HARDWARE["context_gib"]
     if job.fast and job.every and job.recipe.offload:
         process += HARDWARE["offload_gib"]
+    if job.gpus > 1:
+        process += HARDWARE["nccl_gib"]
     error = LEAST_ERROR if job.fast else STOCK_ERROR
     return Estimate(
         allocated_gib=top.allocated / GIB,

@@ -26,6 +26,7 @@ class Job:
     length: tokens of a row, padding or packing included.  labelled: share of positions that are
     scored.  varlen_gqa: whether attention over packed rows takes fewer key heads (torch 2.13 on).
     gpus: that train together; recipe: what one of them runs.  sharding: "none", "ddp" or "fsdp".
+    own_loss: the model's own loss instead of `course_utils.loss`, as in a training under FSDP.
     """
 
     shape: Shape
@@ -36,6 +37,7 @@ class Job:
     precision: str = "bf16"
     gpus: int = 1
     sharding: str = "none"
+    own_loss: bool = False
 
     @property
     def tokens(self) -> int:

@@ -274,6 +274,9 @@ class StockLayers(Operations):
         """The chunked loss; over a trained head its chunks are made again in the backward pass."""
         job, shape = self.job, self.shape
         self.ledger.now = "loss"
+        if job.own_loss:
+            self._own_loss()
+            return None
         width = self.hidden.wide
         self.states = self._new("scored states [tokens x width]", width, job.scored, self.d,
                                 part=LOGITS)  # fmt: skip
@@ -291,6 +294,32 @@ class StockLayers(Operations):
         self._end_autocast()
         self.units.end_forward()
         return grads
+
+    def _own_loss(self) -> None:
+        """transformers' `ForCausalLMLoss`: the logits of all positions at once, labelled or not."""
+        job, shape = self.job, self.shape
+        self.where = self._new("shifted labels", 8, job.tokens, part=LOGITS)
+        key = "embedding" if shape.tied else "head"
+        self.head = self._weight(key, (shape.vocabulary, self.d), job.held)
+        copy = [self.head.piece.keep()] if self.head.piece else []
+        inputs = self._inputs(job.tokens) or [self.hidden.piece.keep()]
+        (logs,) = self._chunk(job.tokens, keep=True)
+        if not job.full:  # a product with frozen weights keeps no inputs
+            inputs.pop().drop()
+        self.kept = [*copy, *inputs, logs]
+        self.hidden.drop()
+        self._end_autocast()
+        self.units.end_forward()
+
+    def _own_loss_backward(self) -> Piece:
+        """The gradient at the last hidden states, and of the head where that is trained."""
+        *others, logs = self.kept
+        grad, states = self._product_backward(self.job.tokens, others, logs)
+        if grad:
+            self.head.add(grad, view=True)
+            self._head_done()
+        self.where.drop()
+        return convert(states, self.hidden.wide)
 
     def _chunk_rows(self) -> list[int]:
         most = max(1, CHUNK_BYTES // (4 * self.shape.vocabulary))
@@ -329,6 +358,8 @@ class StockLayers(Operations):
     def loss_backward(self, grads: Piece | None) -> Piece:
         """The gradient at the last hidden states."""
         job, new = self.job, self._new
+        if job.own_loss:
+            return self._own_loss_backward()
         width, size = self.hidden.wide, (job.scored, self.d)
         if grads is not None or not self.kept:
             self.units.start_backward()
@@ -375,8 +406,11 @@ class StockLayers(Operations):
 
     def _product_backward(
         self, count: int, others: list[Piece], logs: Piece
-    ) -> tuple[Piece, Piece]:
-        """Back through a chunk's loss and logits: the gradients of the head and at the states."""
+    ) -> tuple[Piece | None, Piece]:
+        """Back through a chunk's loss and logits: the gradients of the head and at the states.
+
+        A frozen head has none.
+        """
         vocabulary, short = self.shape.vocabulary, self.job.width
         name = "gradient of a chunk's logits [tokens x vocabulary]"
         first, second = (self._new(name, 4, count, vocabulary, part=LOGITS) for _ in "12")
@@ -384,7 +418,7 @@ class StockLayers(Operations):
         logits = self._new(name, short, count, vocabulary, part=LOGITS)
         second.drop()
         self.units.start_backward()  # a single chunk's logits come straight out of the head
-        grad = self._grad((vocabulary, self.d), short)
+        grad = self._grad((vocabulary, self.d), short) if self.job.full else None
         chunk = self._new("gradient of a chunk's states", short, count, self.d, part=LOGITS)
         for piece in (*others, logits):
             piece.drop()
