@@ -5,7 +5,8 @@
 
 Torch's process group for tests (fake_pg) says that there are N processes and sends nothing: DDP and
 FSDP2 run as they are, with all their buffers, streams and shards, on a real card and its allocator.
-What NCCL itself takes, and whether a real N-GPU run behaves so, this does not show.
+The loss is made in chunks, which a training under FSDP2 does not do.  What NCCL takes, and whether
+a real run behaves so, `several_gpus` shows.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import date
 from importlib import metadata
 from pathlib import Path
@@ -197,21 +199,29 @@ def run(at_once: int = 4) -> None:
         print(json.dumps(row), flush=True)
 
 
-def collect(file: str) -> Path:
-    """results/vram_sharded.json: the rows, and how far off the estimate of today is."""
-    from course_utils.memory import estimate
+def calculated(row: dict[str, Any]) -> Any:
+    """The estimate's peaks for a row, with the loss in chunks as here."""
+    from course_utils.memory.estimate import make_job, write
+    from course_utils.memory.ledger import replay
     from course_utils.recipes import Recipe
 
+    recipe = Recipe(**{"precision": "bf16", "max_length": row["length"], **row["recipe"]})
+    job = make_job(row["model"], recipe, gpus=row["gpus"], sharding=row["sharding"])
+    ledger, _ = write(replace(job, own_loss=False))
+    return replay(ledger)
+
+
+def collect(file: str) -> Path:
+    """results/vram_sharded.json: the rows, and how far off the estimate of today is."""
     lines = Path(file).read_text(encoding="utf-8").splitlines()
     head, *rows = [json.loads(line) for line in lines]
     good = [row for row in rows if "error" not in row]
     for row in good:
-        recipe = Recipe(**{"precision": "bf16", "max_length": row["length"], **row["recipe"]})
-        said = estimate(row["model"], recipe, gpus=row["gpus"], sharding=row["sharding"])
+        peaks = calculated(row)
         row |= {
-            "said_allocated_gib": said.allocated_gib,
-            "said_reserved_gib": said.reserved_gib,
-            "peak_at": said.peak_at,
+            "said_allocated_gib": peaks.highest().allocated / GIB,
+            "said_reserved_gib": peaks.reserved / GIB,
+            "peak_at": peaks.highest().name,
         }
     apart = {
         tier: [row[f"said_{tier}_gib"] / row[f"{tier}_gib"] - 1 for row in good]

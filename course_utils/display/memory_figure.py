@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from course_utils.memory import Estimate
 
 UNUSED, CONTEXT, PAGED = "reserved, not in use", "CUDA context", "paged optimizer states"
+NCCL = "NCCL, to send data"
 COLUMNS = 3
 # A part has the same color in every picture; neighbors differ in lightness too, and what is no
 # tensor is hatched, so that color alone never tells them apart.
@@ -33,6 +34,7 @@ FILLS: dict[str, tuple[str, str]] = {
     UNUSED: ("#b9c6d6", "////"),
     PAGED: ("#8fd3b4", "...."),
     CONTEXT: ("#8a97a8", "xxxx"),
+    NCCL: ("#6b7280", "oooo"),
 }
 
 
@@ -46,11 +48,12 @@ def segments(estimate: Estimate) -> dict[str, float]:
 
     found = dict(estimate.parts)
     if estimate.device == "cuda":
-        beside = estimate.process_gib - estimate.reserved_gib
+        sends = HARDWARE["nccl_gib"] if estimate.gpus > 1 else 0.0
+        beside = estimate.process_gib - estimate.reserved_gib - sends
         paged = any("paged" in note for note in estimate.notes)
         context = min(HARDWARE["context_gib"], beside) if paged else beside
         found[UNUSED] = estimate.reserved_gib - estimate.allocated_gib
-        found |= {PAGED: beside - context, CONTEXT: context}
+        found |= {PAGED: beside - context, CONTEXT: context, NCCL: sends}
     return {name: gib for name, gib in found.items() if gib > 1e-6}
 
 

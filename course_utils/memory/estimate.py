@@ -40,8 +40,8 @@ GIB = 2**30
 # multiplies: the one that runs forward and the one that runs backward
 # (aten/src/ATen/cuda/CublasHandlePool.cpp).  Runs that offload took 0.07 GiB more (0.068 and 0.074
 # in two rows of benchmarks/results/vram_grid.json), for a second stream and pinned memory.  In each
-# of two processes on two H200s it took 0.83 GiB more (benchmarks/results/several_gpus_h200.json),
-# which NCCL holds to send data.
+# of two processes on two H200s it was 0.83 GiB more (benchmarks/results/several_gpus_h200.json),
+# taken for what NCCL holds to send data.
 HARDWARE = {
     "context_gib": 0.745, "offload_gib": 0.07, "nccl_gib": 0.83, "workspace_mib": 32, "threads": 2,
 }  # fmt: skip
